@@ -1,0 +1,39 @@
+"""Slim diffusion models without training.
+
+pipeline -> ``calibrate`` -> ``Statistics`` -> ``allocate`` -> ``Plan`` -> ``compress_`` -> slim
+pipeline -> ``compare`` -> ``Report``. ``slim`` is all of it; ``save`` and ``load`` are the ends.
+"""
+
+from .allocation import allocate
+from .budget import Budget
+from .calibration import calibrate
+from .compression import compress_
+from .errors import SlimdiffError
+from .loading import register as _register
+from .plan import Plan
+from .recipe import slim
+from .report import Report, compare
+from .sampling import Sampling
+from .statistics import Statistics, merge
+from .store import load, save
+
+__all__ = [
+    "Budget",
+    "Plan",
+    "Report",
+    "Sampling",
+    "SlimdiffError",
+    "Statistics",
+    "allocate",
+    "calibrate",
+    "compare",
+    "compress_",
+    "load",
+    "merge",
+    "save",
+    "slim",
+]
+
+__version__ = "0.1.0"
+
+_register()

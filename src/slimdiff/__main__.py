@@ -1,0 +1,5 @@
+"""``python -m slimdiff`` is the command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,183 @@
+"""Watches a pipeline denoise and keeps what slimming needs, once for every budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from . import families
+from .decomposition import EXACT
+from .denoiser import check_finite, denoiser, fingerprint
+from .environment import device_name, peak_mib, versions
+from .errors import SlimdiffError
+from .gains import measure_gains
+from .recording import TokenSampling, empty_sums, recording
+from .sampling import IndexedPrompt, Sampling, batches, sample_latents
+from .statistics import Header, Source, Statistics
+from .surgery import reader_weights
+
+__all__ = ["calibrate", "check_statistics", "finish"]
+
+_SAVE_EVERY = 60.0
+
+
+def calibrate(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    sampling: Sampling | None = None,
+    tokens: int | None = 1024,
+    start: int = 0,
+    name: str = "",
+    folder: str | Path | None = None,
+) -> Statistics:
+    """Sample ``prompts`` with the pipeline as it is and return the statistics of its denoiser.
+
+    Prompt i is drawn with seed ``sampling.seed + start + i``; ``start`` lets parts of one prompt
+    list be calibrated apart and merged. At most ``tokens`` tokens of a sequence are read a call
+    (None: all). With ``folder`` the state is saved there about once a minute and at the end, and
+    a calibration with the same settings that stopped there goes on where it was.
+
+    Memory: two float64 matrices of (F+1)^2 a feed-forward and (Hd+1)^2 an attention, about; time:
+    the sampling itself, at most as much again for the gains.
+
+    Raises SlimdiffError for an unknown denoiser, no prompts, or weights or activations that are
+    not finite.
+    """
+    if not prompts:
+        raise SlimdiffError("No prompts to calibrate on: expected at least one. Give more prompts.")
+    stats = _begin(pipe, list(enumerate(prompts, start)), sampling or Sampling(), tokens, name)
+    if folder is not None:
+        stats = _resumed(stats, Path(folder))
+    if stats.complete:
+        return stats
+    stats = _gather(pipe, stats, None if folder is None else Path(folder))
+    stats = finish(pipe, stats)
+    if folder is not None:
+        stats.save(folder)
+    return stats
+
+
+def finish(pipe: DiffusionPipeline, stats: Statistics) -> Statistics:
+    """Fill in what follows from the sums and the weights: ordered bases, error curves, gains."""
+    check_statistics(pipe, stats)
+    begin, header, model = time.perf_counter(), stats.header, denoiser(pipe)
+    free = [site for site in header.sites if site.locked is None]
+    bases = {
+        site.name: EXACT[site.kind].decompose(
+            stats.sums[site.name], reader_weights(model, site).to(_place(stats, site.name))
+        )
+        for site in tqdm(free, desc="decompose", unit="site", disable=None)
+    }
+    gains = measure_gains(
+        pipe, header.sites, stats.sums, bases, header.prompts, header.sampling
+    )
+    header = replace(
+        header,
+        gains=gains,
+        seconds=header.seconds + time.perf_counter() - begin,
+        peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
+    )
+    return Statistics(header, stats.sums, bases)
+
+
+def check_statistics(pipe: DiffusionPipeline, stats: Statistics) -> None:
+    """Raise SlimdiffError unless ``stats`` were gathered from exactly this denoiser."""
+    source, model = stats.header.source, denoiser(pipe)
+    found = fingerprint(model)
+    if found != source.hash:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise SlimdiffError(
+            f"The statistics are of another model: '{source.name}' ({source.denoiser}, "
+            f"{source.parameters} parameters, {source.dtype}, hash {source.hash[:12]}), but this "
+            f"is {type(model).__name__} ({model.num_parameters()} parameters, {dtype}, hash "
+            f"{found[:12]}). Load the same model in the same dtype, or calibrate this one."
+        )
+
+
+def _begin(
+    pipe: DiffusionPipeline,
+    prompts: list[IndexedPrompt],
+    sampling: Sampling,
+    tokens: int | None,
+    name: str,
+) -> Statistics:
+    model = denoiser(pipe)
+    sites = tuple(families.find(model).sites(model))
+    check_finite(model)
+    source = Source(
+        name or str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
+        type(pipe).__name__,
+        type(model).__name__,
+        fingerprint(model),
+        str(model.dtype).removeprefix("torch."),
+        model.num_parameters(),
+    )
+    header = Header(
+        source,
+        sampling,
+        TokenSampling(tokens, sampling.seed),
+        tuple(prompts),
+        sites,
+        device=device_name(model.device),
+        versions=versions(),
+    )
+    return Statistics(header, empty_sums(sites, model.device))
+
+
+def _resumed(fresh: Statistics, folder: Path) -> Statistics:
+    """What ``folder`` already holds of this calibration, or ``fresh``."""
+    if not Statistics.exists(folder):
+        return fresh
+    found = Statistics.load(folder)
+    same = found.header.settings() == fresh.header.settings()
+    if not same or found.header.prompts != fresh.header.prompts:
+        raise SlimdiffError(
+            f"'{folder}' holds statistics with other settings, prompts or model. "
+            "Choose another folder, or remove this one."
+        )
+    sums = {
+        site: {k: v.to(fresh.sums[site][k].device) for k, v in tensors.items()}
+        for site, tensors in found.sums.items()
+    }
+    return replace(found, sums=sums)
+
+
+def _gather(pipe: DiffusionPipeline, stats: Statistics, folder: Path | None) -> Statistics:
+    """Sample the prompts not yet summed; save at batch boundaries about once a minute."""
+    header, model = stats.header, denoiser(pipe)
+    begin = saved = time.perf_counter()
+    todo = header.prompts[header.done :]
+    with (
+        recording(model, header.sites, stats.sums, tokens=header.tokens),
+        tqdm(total=len(todo), desc="calibrate", unit="prompt", disable=None) as bar,
+    ):
+        for batch in batches(todo, header.sampling.batch_size):
+            sample_latents(pipe, batch, header.sampling)
+            bar.update(len(batch))
+            now = time.perf_counter()
+            stats = replace(
+                stats,
+                header=replace(
+                    stats.header,
+                    done=stats.header.done + len(batch),
+                    seconds=header.seconds + now - begin,
+                    peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
+                ),
+            )
+            if folder is not None and now - saved > _SAVE_EVERY:
+                stats.save(folder)
+                saved = time.perf_counter()
+    if folder is not None:
+        stats.save(folder)
+    return stats
+
+
+def _place(stats: Statistics, site: str) -> torch.device:
+    return next(iter(stats.sums[site].values())).device

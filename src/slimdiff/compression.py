@@ -1,0 +1,57 @@
+"""Applies a plan to a pipeline, site by site, in place. Contains no choice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from .calibration import check_statistics
+from .decomposition import EXACT
+from .denoiser import denoiser
+from .errors import SlimdiffError
+from .plan import Plan, plan_from
+from .statistics import Statistics
+from .surgery import cut_site_
+
+__all__ = ["CONFIG_KEY", "METHOD", "compress_", "plan_of"]
+
+CONFIG_KEY = "quantization_config"
+METHOD = "slimdiff"
+
+
+def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
+    """Cut the pipeline's denoiser to ``plan``'s widths, in place.
+
+    The plan is recorded in the denoiser's configuration, where saving and loading find it. Under
+    ``quantization_config`` because that is diffusers' one hook for models whose Linears differ
+    from what the configuration says.
+
+    Raises SlimdiffError, before anything is cut, if statistics or plan are of another model.
+    """
+    check_statistics(pipe, stats)
+    plan.check(stats.header.sites)
+    if plan.model_hash != stats.header.source.hash:
+        raise SlimdiffError(
+            f"The plan was made for another model (hash {plan.model_hash[:12]}, statistics "
+            f"{stats.header.source.hash[:12]}). Make the plan from these statistics."
+        )
+    model = denoiser(pipe)
+    cuts = [s for s in stats.header.sites if plan.widths.get(s.name, s.width) < s.width]
+    for site in tqdm(cuts, desc="compress", unit="site", disable=None):
+        maps = EXACT[site.kind].maps(
+            stats.bases[site.name], stats.sums[site.name], plan.widths[site.name]
+        )
+        cut_site_(model, site, maps)
+    model.register_to_config(**{CONFIG_KEY: {"quant_method": METHOD, "plan": asdict(plan)}})
+
+
+def plan_of(pipe: DiffusionPipeline) -> Plan | None:
+    """The plan a pipeline was slimmed by, or None for a dense one."""
+    config: Any = denoiser(pipe).config.get(CONFIG_KEY)
+    if config is None:
+        return None
+    value = config if isinstance(config, dict) else config.to_dict()
+    return plan_from(value["plan"], "denoiser config") if value["quant_method"] == METHOD else None

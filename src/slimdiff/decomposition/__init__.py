@@ -1,0 +1,24 @@
+"""Closed forms, one file a kind of site. Tensors in, tensors out; no model is known here.
+
+Each kind offers two functions:
+
+- ``decompose(moments, readers) -> Basis``: an *ordered* basis and the error at every width, so
+  that any width is a prefix of the order;
+- ``maps(basis, moments, width) -> Maps``: the linear maps that take the dense weights to the
+  slim ones at one width. They do not depend on the weights, so the same maps carry a LoRA over.
+
+Applying the maps is :mod:`slimdiff.surgery`'s work.
+"""
+
+from __future__ import annotations
+
+from . import ffn, qk, vo
+from .basis import Basis, Maps, Method, Moments
+
+__all__ = ["EXACT", "Basis", "Maps", "Method", "Moments"]
+
+EXACT: dict[str, Method] = {
+    "qk": Method(qk.decompose, qk.maps),
+    "vo": Method(vo.decompose, vo.maps),
+    "ffn": Method(ffn.decompose, ffn.maps),
+}

@@ -1,0 +1,58 @@
+"""Query-key: the rank-r inner product closest to the dense one, per head.
+
+Minimises ``E (q^T k~ - q^T P k~)^2`` over matrices ``P`` of rank r, q and k~ drawn independently
+from the pooled tokens, where ``k~`` is the key less the mean of its own sequence (softmax does
+not see a constant added to all keys). With ``U S V^T = svd(C_q^{1/2} C_k^{1/2})``::
+
+    A = C_q^{-1/2} U S^{1/2}    B = C_k^{-1/2} V S^{1/2} = A^{-T}    P_r = A[:, :r] B[:, :r]^T
+
+and the error is ``sum_{i > r} S_i^2``. The slim attention divides by ``sqrt(r)`` where the dense
+one divides by ``sqrt(d)``; the factor ``sqrt(r / d)`` is folded into the query map.
+
+References: Lin et al., MoDeGPT, 2024 (arXiv 2408.09632), type II; Roy et al., SlimDiff, 2025
+(arXiv 2509.21498). Centred keys are ours.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..linalg import roots
+from .basis import Basis, Maps, Moments
+
+__all__ = ["decompose", "maps"]
+
+_DAMPING = 1e-10
+
+
+def decompose(moments: Moments, readers: Tensor, damping: float = _DAMPING) -> Basis:
+    """Ordered directions of queries and keys, and the share of logit energy lost at each width.
+
+    ``moments``: ``query`` and ``key``, second moments per head, shape (H, d, d); sums serve as
+    well as means. ``readers`` is not used: softmax reads the logits. The basis holds
+    ``query`` = A and ``key`` = B, shape (H, d, d), columns ordered by singular value. ``damping``
+    is relative to the mean diagonal; it keeps A invertible where a moment is rank-deficient.
+    """
+    root_q, inverse_q = roots(moments["query"], damping)
+    root_k, _ = roots(moments["key"], damping)
+    u, s, _ = torch.linalg.svd(root_q @ root_k)
+    a = inverse_q @ u * s.sqrt()[:, None, :]
+    # B is A^{-T}; inverting keeps A B^T = I to rounding, also where C_k is nearly singular.
+    b = torch.linalg.inv(a).mT
+    tail = s.square().sum(0).flip(0).cumsum(0).flip(0)
+    errors = torch.cat([tail, tail.new_zeros(1)])
+    return Basis({"query": a, "key": b}, errors / errors[0].clamp_min(_tiny(errors)))
+
+
+def maps(basis: Basis, moments: Moments, width: int) -> Maps:
+    """``query`` and ``key`` maps, shape (H, d, r), the softmax scale folded into the query's."""
+    a, b = basis.tensors["query"], basis.tensors["key"]
+    fold = math.sqrt(width / a.shape[-1])
+    return {"query": a[..., :width] * fold, "key": b[..., :width].clone()}
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny

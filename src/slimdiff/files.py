@@ -1,0 +1,135 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import SlimdiffError
+
+__all__ = [
+    "check_safetensors",
+    "new_folder",
+    "read_json",
+    "refuse_existing",
+    "sha256",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
+
+
+def refuse_existing(target: Path, force: bool) -> None:
+    """Raise SlimdiffError if ``target`` exists and may not be replaced."""
+    if target.exists() and not force:
+        raise SlimdiffError(
+            f"Output '{target}' already exists. Choose another -o, or pass --force to replace it."
+        )
+
+
+@contextmanager
+def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its name when the block succeeds.
+
+    On any failure, Ctrl-C included, nothing is left and what was there before is untouched.
+    """
+    refuse_existing(target, force)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o777 & ~_umask())
+        if target.exists():
+            old = work.with_suffix(".old")
+            os.rename(target, old)
+            os.rename(work, target)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            os.rename(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` atomically."""
+    with _renamed(path) as work:
+        work.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` atomically as indented JSON; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object; ``what`` names it in errors."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SlimdiffError(f"No {what} at '{path}'. Check the path.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SlimdiffError(
+            f"'{path}' is not a {what}: expected JSON, got {error}. Make it again."
+        ) from None
+    if not isinstance(value, dict):
+        raise SlimdiffError(f"'{path}' is not a {what}: expected a JSON object. Make it again.")
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file atomically and return its sha256."""
+    with _renamed(path) as work:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work)
+        return sha256(work)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_safetensors(folder: Path) -> None:
+    """Raise SlimdiffError naming the first damaged safetensors file under ``folder``."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise SlimdiffError(
+                f"'{path}' is truncated or not a safetensors file ({error}). Fetch it again."
+            ) from None
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    work = Path(name)
+    try:
+        yield work
+        work.chmod(0o666 & ~_umask())
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,102 @@
+"""From a site's own error to the error of the denoiser's output.
+
+Each site alone is cut to half its width, dense inputs stored from real sampling are run through,
+and the error of the denoiser's output is measured::
+
+    error = sum |e_cut - e_dense|^2 / sum |e_dense|^2
+
+This one figure scales the site's analytic curve: output error at width r is taken as
+``error * curve(r) / curve(width / 2)``. Ours; it replaces the propagation weights of ARA (Roy et
+al., SlimDiff, 2025, arXiv 2509.21498).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .decomposition import EXACT, Basis
+from .denoiser import denoiser, output_of, timestep_of
+from .recording import Sums
+from .sampling import IndexedPrompt, Sampling, sample_latents
+from .sites import Site
+from .statistics import Gain
+from .surgery import trial
+
+__all__ = ["Call", "capture_calls", "measure_gains"]
+
+_STEPS = 4
+_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recorded denoiser call: its arguments and the dense prediction."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+
+
+def measure_gains(
+    pipe: DiffusionPipeline,
+    sites: Sequence[Site],
+    sums: Sums,
+    bases: Mapping[str, Basis],
+    prompts: Sequence[IndexedPrompt],
+    sampling: Sampling,
+) -> dict[str, Gain]:
+    """One gain for every unlocked site, at half its width.
+
+    Costs one pass of the stored calls a site; how many are stored is chosen so that all passes
+    together evaluate the denoiser at most as often as sampling all ``prompts`` did.
+    """
+    model = denoiser(pipe)
+    free = [site for site in sites if site.locked is None]
+    steps = min(_STEPS, sampling.steps)
+    share = len(prompts) * sampling.steps // (max(1, len(free)) * steps)
+    calls = capture_calls(pipe, prompts[: max(1, min(_PROMPTS, share))], sampling, steps)
+    gains: dict[str, Gain] = {}
+    for site in tqdm(free, desc="gains", unit="site", disable=None):
+        width = max(1, site.width // 2)
+        maps = EXACT[site.kind].maps(bases[site.name], sums[site.name], width)
+        with trial(model, site, maps):
+            gains[site.name] = Gain(width, output_error(model, calls))
+    return gains
+
+
+def capture_calls(
+    pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling, steps: int
+) -> list[Call]:
+    """Denoiser calls at ``steps`` timesteps, evenly spaced over one sampling run."""
+    calls: dict[int, list[Call]] = {}
+    order: dict[float, int] = {}
+
+    def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        index = order.setdefault(timestep_of(args, kwargs), len(order))
+        calls.setdefault(index, []).append(Call(args, dict(kwargs), output_of(out).detach()))
+
+    handle = denoiser(pipe).register_forward_hook(keep, with_kwargs=True)
+    try:
+        sample_latents(pipe, prompts, sampling)
+    finally:
+        handle.remove()
+    wanted = {int((i + 0.5) * len(order) / steps) for i in range(min(steps, len(order)))}
+    return [call for index in sorted(wanted) for call in calls[index]]
+
+
+def output_error(model: nn.Module, calls: Sequence[Call]) -> float:
+    """Relative squared error of the model's outputs against the recorded ones."""
+    error = energy = 0.0
+    with torch.no_grad():
+        for call in calls:
+            out = output_of(model(*call.args, **call.kwargs)).double()
+            error += float((out - call.output.double()).square().sum())
+            energy += float(call.output.double().square().sum())
+    return error / max(energy, 1e-300)

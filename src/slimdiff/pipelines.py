@@ -1,0 +1,148 @@
+"""Opens whatever ``MODEL`` stands for: ``emoji``, a folder, a checkpoint file, a hub id."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from . import families
+from .denoiser import check_finite, denoiser
+from .errors import SlimdiffError
+from .files import check_safetensors, read_json
+
+__all__ = ["EMOJI", "Preset", "open_pipeline", "preset", "refuse_unknown", "resolve_device"]
+
+EMOJI = "emoji"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What belongs to an embedded pipeline: its folder, its prompts, how it likes to be sampled."""
+
+    folder: Path
+    prompts: Path
+    guidance: float
+
+
+def preset(model: str) -> Preset | None:
+    """The embedded pipeline of that name, or None."""
+    if model != EMOJI:
+        return None
+    assets = Path(str(files("slimdiff") / "assets"))
+    return Preset(assets / "emoji", assets / "emoji-prompts.txt", 4.5)
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The named device, or the best there is: CUDA, then MPS, then CPU."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SlimdiffError(f"Device '{name}' cannot be used ({reason}). Try --device cpu.") from None
+
+
+def open_pipeline(
+    model: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> DiffusionPipeline:
+    """Load the pipeline that ``model`` names, dense or slim, and check that its weights are finite.
+
+    ``dtype`` defaults to the one a folder's denoiser was saved in (float32 for ``emoji``, files
+    and hub ids on a CPU, float16 elsewhere). Only safetensors are read; code from a model folder
+    runs only with ``trust_remote_code``.
+    """
+    device = device or torch.device("cpu")
+    found = preset(model)
+    path = Path(found.folder if found else model)
+    options: dict[str, Any] = {"use_safetensors": True}
+    if path.is_dir():
+        _check_folder(path)
+        dtype = dtype or _default_dtype(device)
+        options |= {"variant": variant, "trust_remote_code": trust_remote_code}
+        load, place = DiffusionPipeline.from_pretrained, str(path)
+    elif path.is_file():
+        if path.suffix != ".safetensors":
+            raise SlimdiffError(
+                f"'{path}' is not a .safetensors file; pickled checkpoints are not read. Convert it."
+            )
+        check_safetensors(path.parent if path.parent.samefile(path) else path)
+        load, place = _single_file, str(path)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        options |= {
+            "variant": variant,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        }
+        load, place = DiffusionPipeline.from_pretrained, model
+    else:
+        raise SlimdiffError(
+            f"Unknown model '{model}'; expected 'emoji', a pipeline folder, a .safetensors file or "
+            "a hub id like owner/name. Check the path."
+        )
+    pipe = _loaded(load, model, place, dtype or _default_dtype(device), options)
+    check_finite(denoiser(pipe))
+    return pipe.to(device)
+
+
+def refuse_unknown(pipe: DiffusionPipeline) -> None:
+    """Raise SlimdiffError if the pipeline's denoiser cannot be slimmed."""
+    families.find(denoiser(pipe))
+
+
+def _loaded(
+    load: Any, model: str, place: str, dtype: torch.dtype, options: dict[str, Any]
+) -> DiffusionPipeline:
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        return load(place, dtype=dtype, **options)
+    except SlimdiffError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise SlimdiffError(
+            f"Model '{model}' cannot be loaded: {reason}. Check the path or id, that its weights "
+            "are safetensors, and --variant / --revision."
+        ) from error
+
+
+def _single_file(place: str, **options: Any) -> DiffusionPipeline:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    errors: list[Exception] = []
+    for kind in (StableDiffusionXLPipeline, StableDiffusionPipeline):
+        try:
+            return kind.from_single_file(place, **options)
+        except (ValueError, KeyError, RuntimeError, OSError) as error:
+            errors.append(error)
+    raise errors[-1]
+
+
+def _check_folder(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise SlimdiffError(
+            f"Folder '{folder}' has no model_index.json; expected a diffusers pipeline folder. "
+            "Pass the folder that holds it, or a .safetensors file."
+        )
+    read_json(index, "pipeline index")
+    check_safetensors(folder)
+
+
+def _default_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.float16

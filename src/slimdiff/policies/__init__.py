@@ -1,0 +1,17 @@
+"""How a budget is shared out. Each policy is one pure function over groups of options.
+
+A *group* is what shrinks as one: a feed-forward, or the query-key and value-output widths of one
+attention (equal widths keep fused attention fast). An *option* is one setting of a group's
+widths, with its parameters and its predicted error. A policy picks an option for each group
+such that all parameters together stay within a ceiling.
+"""
+
+from __future__ import annotations
+
+from .measured import measured
+from .options import Group, Option, Policy
+from .uniform import uniform
+
+__all__ = ["POLICIES", "Group", "Option", "Policy"]
+
+POLICIES: dict[str, Policy] = {"uniform": uniform, "measured": measured}

@@ -1,0 +1,57 @@
+"""Prompt pools: what to calibrate on, and what to hold out for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import SlimdiffError
+from .sampling import IndexedPrompt
+
+__all__ = ["read_prompts", "split"]
+
+_HELD_OUT_SHARE = 10
+_HELD_OUT_LEAST = 8
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a text file, one a line; empty lines and lines that start with # are skipped."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise SlimdiffError(
+            f"No prompt file at '{path}'; expected a text file, one prompt a line."
+        ) from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise SlimdiffError(
+            f"'{path}' is not a prompt file ({error}); expected UTF-8 text, one prompt a line."
+        ) from None
+    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not prompts:
+        raise SlimdiffError(f"Prompt file '{path}' is empty; expected at least one prompt a line.")
+    return prompts
+
+
+def split(
+    pool: Sequence[str], num_prompts: int, held_out: Sequence[str] | None = None
+) -> tuple[list[str], list[IndexedPrompt]]:
+    """Calibration prompts, and held-out prompts with the index that seeds them.
+
+    Held out are ``held_out`` if given, else the last tenth of the pool, at least 8; the first
+    ``num_prompts`` of what remains calibrate. Seeds of the two never meet.
+    """
+    if num_prompts < 1:
+        raise SlimdiffError(f"--num-prompts is {num_prompts}; expected 1 or more.")
+    if held_out is not None:
+        calibration, offset = list(pool), len(pool)
+    else:
+        count = max(_HELD_OUT_LEAST, len(pool) // _HELD_OUT_SHARE)
+        if count >= len(pool):
+            raise SlimdiffError(
+                f"The prompt pool has {len(pool)} prompts, but {count} are held out for comparison; "
+                f"expected at least {count + 1}. Give more prompts, or --eval-prompts FILE."
+            )
+        calibration, offset = list(pool[:-count]), len(pool) - count
+        held_out = pool[-count:]
+    return calibration[:num_prompts], list(enumerate(held_out, offset))

@@ -1,0 +1,81 @@
+"""The main path, in the order of the data flow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from . import families
+from .allocation import DEFAULT_POLICY, Grid, allocate, check_budget
+from .budget import Budget
+from .calibration import calibrate
+from .compression import compress_
+from .denoiser import component, denoiser
+from .prompts import split
+from .report import Report, compare
+from .sampling import Sampling
+
+__all__ = ["copy_pipeline", "refuse_unreachable", "slim"]
+
+
+def slim(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    budget: Budget,
+    *,
+    num_prompts: int = 64,
+    eval_prompts: Sequence[str] | None = None,
+    sampling: Sampling | None = None,
+    tokens: int | None = 1024,
+    policy: str = DEFAULT_POLICY,
+    multiple: int = 8,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    name: str = "",
+    statistics: str | Path | None = None,
+) -> tuple[DiffusionPipeline, Report]:
+    """Slim a pipeline to ``budget`` and compare the result with it. ``pipe`` stays as it is.
+
+    ``prompts`` is the pool: its last tenth (at least 8), or ``eval_prompts``, is held out for the
+    comparison and the first ``num_prompts`` of the rest calibrate. ``statistics`` is a folder to
+    keep the calibration in, or to take it from. Returns the slim pipeline, which shares every
+    component but the denoiser with ``pipe``, and the report.
+
+    Raises SlimdiffError, before calibrating if it can, for whatever cannot be done.
+    """
+    sampling = sampling or Sampling()
+    refuse_unreachable(pipe, budget, multiple, only, skip)
+    calibration, held_out = split(prompts, num_prompts, eval_prompts)
+    stats = calibrate(
+        pipe, calibration, sampling=sampling, tokens=tokens, name=name, folder=statistics
+    )
+    plan = allocate(stats, budget, policy=policy, multiple=multiple, only=only, skip=skip)
+    slim_pipe = copy_pipeline(pipe)
+    compress_(slim_pipe, stats, plan)
+    return slim_pipe, compare(pipe, slim_pipe, held_out, sampling=sampling)
+
+
+def refuse_unreachable(
+    pipe: DiffusionPipeline,
+    budget: Budget,
+    multiple: int,
+    only: Sequence[str],
+    skip: Sequence[str],
+) -> None:
+    """Raise SlimdiffError if the denoiser is unknown or cannot be cut to ``budget``."""
+    model = denoiser(pipe)
+    sites = families.find(model).sites(model)
+    grid = Grid(multiple, tuple(only), tuple(skip))
+    check_budget(model.num_parameters(), sites, budget, grid)
+
+
+def copy_pipeline(pipe: DiffusionPipeline) -> Any:
+    """A pipeline with a copy of the denoiser that shares all other components."""
+    components = dict(pipe.components)
+    components[component(pipe)] = copy.deepcopy(denoiser(pipe))
+    extra = {k: v for k, v in dict(pipe.config).items() if k == "requires_safety_checker"}
+    return type(pipe)(**components, **extra)

@@ -1,0 +1,212 @@
+"""Hooks that sum second moments while the denoiser runs, and that always come off.
+
+What is summed, per site, over every token of every call, each call weighted by ``w_t`` (H heads,
+d head width, F feed-forward width; all sums float64, products float32 or the model's own width
+if that is larger):
+
+====  ==============================================================================
+qk    ``query`` = sum q q^T and ``key`` = sum k~ k~^T per head, (H, d, d); ``k~`` is the key
+      less the mean over its own sequence's unmasked keys
+vo    ``augmented`` = sum [y, 1][y, 1]^T, (Hd+1, Hd+1); y enters the output projection
+ffn   ``augmented`` = sum [z, 1][z, 1]^T, (F+1, F+1); z enters the down projection
+each  ``energy`` = sums of |output|^2, |residual stream|^2 and tokens, (3,)
+====  ==============================================================================
+
+A seeded subset of the tokens can stand for all: it depends on site and timestep only, so sums
+over any split of the prompts add up to the same. Weights are scaled up by N / n.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import timestep_of
+from .errors import SlimdiffError
+from .sites import Site
+
+__all__ = ["Sums", "TokenSampling", "empty_sums", "recording"]
+
+Sums = dict[str, dict[str, Tensor]]
+"""Site name -> name of the sum -> tensor. Sums add: over calls, prompts and processes."""
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """At most ``tokens`` tokens of each sequence are read, drawn by ``seed``; None reads all."""
+
+    tokens: int | None = None
+    seed: int = 0
+
+    def pick(self, length: int, site: str, timestep: float) -> Tensor | None:
+        """Sorted token positions, shape (n,), or None for all."""
+        if self.tokens is None or length <= self.tokens:
+            return None
+        key = f"{self.seed} {site} {timestep:.6f}".encode()
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(length, generator=generator)[: self.tokens].sort().values
+
+
+@dataclass
+class _Call:
+    """What the hooks need to know of the running denoiser call."""
+
+    timestep: float = 0.0
+    weight: float = 1.0
+
+
+def empty_sums(sites: Sequence[Site], device: torch.device) -> Sums:
+    """Zeros for every unlocked site; on the CPU where the device has no float64 (MPS)."""
+    place = torch.device("cpu") if device.type == "mps" else device
+    return {s.name: _zeros(s, place) for s in sites if s.locked is None}
+
+
+@contextmanager
+def recording(
+    model: nn.Module,
+    sites: Sequence[Site],
+    sums: Sums,
+    *,
+    tokens: TokenSampling,
+    weights: Mapping[float, float] | None = None,
+) -> Iterator[None]:
+    """Add the moments of every denoiser call inside the ``with`` block to ``sums``, in place.
+
+    ``weights`` maps timestep to ``w_t`` (1 where absent). Raises SlimdiffError naming site and
+    timestep if an activation is not finite.
+    """
+    call = _Call()
+    modules = dict(model.named_modules())
+    handles = [model.register_forward_pre_hook(_follow(call, weights or {}), with_kwargs=True)]
+    try:
+        for site in sites:
+            if site.locked is None:
+                recorder = _Recorder(site, sums[site.name], tokens, call)
+                handles += recorder.attach(modules)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _zeros(site: Site, device: torch.device) -> dict[str, Tensor]:
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+
+    h, d = site.heads, site.width
+    if site.kind == "qk":
+        return {"query": zeros(h, d, d), "key": zeros(h, d, d), "energy": zeros(3)}
+    return {"augmented": zeros(h * d + 1, h * d + 1), "energy": zeros(3)}
+
+
+def _follow(call: _Call, weights: Mapping[float, float]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call.timestep = timestep_of(args, kwargs)
+        call.weight = weights.get(call.timestep, 1.0)
+
+    return hook
+
+
+class _Recorder:
+    """The hooks of one site."""
+
+    def __init__(
+        self, site: Site, sums: dict[str, Tensor], tokens: TokenSampling, call: _Call
+    ) -> None:
+        self.site, self.sums, self.tokens, self.call = site, sums, tokens, call
+        self.mask: Tensor | None = None
+
+    def attach(self, modules: Mapping[str, nn.Module]) -> list[Any]:
+        site = self.site
+        handles = [modules[site.module].register_forward_hook(self._on_output)]
+        if site.stream:
+            handles.append(modules[site.stream].register_forward_pre_hook(self._on_stream))
+        if site.kind == "qk":
+            attention = modules[site.module]
+            handles.append(
+                attention.register_forward_pre_hook(self._on_attention, with_kwargs=True)
+            )
+            for part in site.role("query"):
+                handles.append(modules[part.linear].register_forward_hook(self._on_query))
+            for part in site.role("key"):
+                handles.append(modules[part.linear].register_forward_hook(self._on_key))
+        for part in site.parts:
+            if part.reads:
+                handles.append(modules[part.linear].register_forward_pre_hook(self._on_reader))
+        return handles
+
+    def _on_attention(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.mask = kwargs.get("attention_mask")
+
+    def _on_query(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        self._add_gram("query", self._sampled(self._heads(out)))
+
+    def _on_key(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        keys = self._heads(out)
+        unmasked = _unmasked(self.mask, keys)
+        mean = (keys * unmasked).sum(1, keepdim=True) / unmasked.sum(1, keepdim=True)
+        self._add_gram("key", self._sampled((keys - mean) * unmasked))
+
+    def _on_reader(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        rows = self._sampled(_wide(x).reshape(x.shape[0], -1, x.shape[-1]))
+        ones = rows.new_ones(*rows.shape[:-1], 1)
+        rows = torch.cat([rows, ones * self.scale], -1).flatten(0, 1)
+        self._add("augmented", rows.mT @ rows)
+
+    def _on_output(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        tokens = out.shape[0] * out[0, ..., 0].numel()
+        self.sums["energy"][0] += self.call.weight * float(_wide(out).square().sum())
+        self.sums["energy"][2] += self.call.weight * tokens
+
+    def _on_stream(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.sums["energy"][1] += self.call.weight * float(_wide(args[0]).square().sum())
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, N, Hd) -> (B, N, H, d)."""
+        return _wide(x).unflatten(-1, (self.site.heads, self.site.width))
+
+    def _sampled(self, x: Tensor) -> Tensor:
+        """The picked tokens of ``x``, (B, N, ...), scaled so that squares stand for all tokens."""
+        picked = self.tokens.pick(x.shape[1], self.site.name, self.call.timestep)
+        self.scale = 1.0
+        if picked is None:
+            return x
+        self.scale = (x.shape[1] / len(picked)) ** 0.5
+        return x[:, picked.to(x.device)] * self.scale
+
+    def _add_gram(self, name: str, x: Tensor) -> None:
+        rows = x.flatten(0, 1).transpose(0, 1)
+        self._add(name, rows.mT @ rows)
+
+    def _add(self, name: str, gram: Tensor) -> None:
+        if not bool(torch.isfinite(gram).all()):
+            raise SlimdiffError(
+                f"Site '{self.site.name}' met NaN or infinity at timestep {self.call.timestep:g}; "
+                "expected finite activations. Try --dtype float32 or bfloat16."
+            )
+        total = self.sums[name]
+        total += self.call.weight * gram.to(total)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.detach() if x.dtype == torch.float64 else x.detach().float()
+
+
+def _unmasked(mask: Tensor | None, keys: Tensor) -> Tensor:
+    """1 for keys that may be attended, shape (B, M, 1, 1); ``mask`` is boolean or a bias."""
+    batch, length = keys.shape[:2]
+    if mask is None:
+        return keys.new_ones(1, length, 1, 1).expand(batch, length, 1, 1)
+    keep = mask if mask.dtype == torch.bool else mask > -1.0
+    keep = keep.reshape(batch, -1, keep.shape[-1]).any(1)
+    return keep.to(keys.dtype)[..., None, None]

@@ -1,0 +1,113 @@
+"""Runs the user's own pipeline: its scheduler, its guidance, seeds by prompt index."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from .denoiser import denoiser
+
+__all__ = ["Sampling", "batches", "draw", "sample_latents"]
+
+IndexedPrompt = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn. None leaves the choice to the pipeline.
+
+    Prompt number i is drawn with seed ``seed + i`` from a CPU generator, so the same prompt gives
+    the same noise in any batch, process or device. Sizes are pixels.
+    """
+
+    steps: int = 20
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    batch_size: int = 8
+    seed: int = 0
+
+    def arguments(self, pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt]) -> dict[str, Any]:
+        """Keyword arguments of one pipeline call, those it takes."""
+        wanted: dict[str, Any] = {
+            "prompt": [text for _, text in prompts],
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "negative_prompt": [self.negative_prompt] * len(prompts) if self.negative_prompt else None,
+            "height": self.height,
+            "width": self.width,
+            "generator": [torch.Generator().manual_seed(self.seed + i) for i, _ in prompts],
+        }
+        accepted = inspect.signature(pipe.__call__).parameters  # pyright: ignore
+        return {k: v for k, v in wanted.items() if v is not None and k in accepted}
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def batches(prompts: Sequence[IndexedPrompt], size: int) -> Iterator[Sequence[IndexedPrompt]]:
+    """Consecutive groups of at most ``size`` prompts."""
+    for start in range(0, len(prompts), size):
+        yield prompts[start : start + size]
+
+
+def sample_latents(
+    pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling
+) -> Tensor:
+    """Denoise one batch of prompts; returns the final latents without decoding them."""
+    with _quiet(pipe), torch.no_grad():
+        result = pipe(**sampling.arguments(pipe, prompts), output_type="latent")  # pyright: ignore
+    return result[0] if isinstance(result, tuple) else result.images
+
+
+def draw(
+    pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Draw one batch of prompts: pictures (B, 3, H, W) in [0, 1] and the latents decoded to them."""
+    seen: list[Tensor] = []
+    with _quiet(pipe), _watch_decode(pipe, seen), torch.no_grad():
+        result = pipe(**sampling.arguments(pipe, prompts), output_type="pt")  # pyright: ignore
+    images = result[0] if isinstance(result, tuple) else result.images
+    return images.float().cpu(), torch.cat(seen).float().cpu()
+
+
+@contextmanager
+def _watch_decode(pipe: Any, seen: list[Tensor]) -> Iterator[None]:
+    """Collect what enters the autoencoder's decoder."""
+    vae, original = pipe.vae, pipe.vae.decode
+
+    def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(z.detach())
+        return original(z, *args, **kwargs)
+
+    vae.decode = decode
+    try:
+        yield
+    finally:
+        del vae.decode
+
+
+@contextmanager
+def _quiet(pipe: Any) -> Iterator[None]:
+    """No progress bar of the pipeline's own, evaluation mode; both put back afterwards."""
+    bar = getattr(pipe, "_progress_bar_config", None)
+    model = denoiser(pipe)
+    training = model.training
+    pipe.set_progress_bar_config(disable=True)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        if bar is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = bar

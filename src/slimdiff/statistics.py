@@ -1,0 +1,212 @@
+"""What calibration leaves behind: one folder that serves every budget.
+
+``statistics.json`` says where the model came from and how it was sampled, and names the tensor
+files with their checksums; ``sums-*.safetensors`` holds the additive sums,
+``bases-*.safetensors`` the ordered bases and error curves that follow from them. The JSON is
+replaced last and atomically, so a folder is always one consistent state, also after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .decomposition import Basis
+from .errors import SlimdiffError
+from .files import read_json, sha256, write_json, write_tensors
+from .recording import Sums, TokenSampling
+from .sampling import Sampling
+from .sites import Site
+
+__all__ = ["Gain", "Header", "Source", "Statistics", "merge"]
+
+FORMAT = 1
+_FILE = "statistics.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the sums came from. ``hash`` is :func:`slimdiff.denoiser.fingerprint`."""
+
+    name: str
+    pipeline: str
+    denoiser: str
+    hash: str
+    dtype: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Output error of the denoiser when one site alone is cut to ``width``, relative."""
+
+    width: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything about a calibration that is not a tensor. ``done`` counts prompts summed."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    source: Source
+    sampling: Sampling
+    tokens: TokenSampling
+    prompts: tuple[tuple[int, str], ...]
+    sites: tuple[Site, ...]
+    done: int = 0
+    timestep_weights: str = "uniform"
+    gains: Mapping[str, Gain] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    device: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def settings(self) -> dict[str, Any]:
+        """What must agree for two calibrations to be one: all but progress and results."""
+        kept = ("source", "sampling", "tokens", "sites", "timestep_weights", "format")
+        return {name: getattr(self, name) for name in kept}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums, ordered bases and gains of one model under one way of sampling.
+
+    ``sums`` are additive. ``bases`` and ``header.gains`` follow from sums and weights; they are
+    empty after a merge or an interruption, and ``finish`` fills them in.
+    """
+
+    header: Header
+    sums: Sums
+    bases: Mapping[str, Basis] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all prompts were summed and bases and gains belong to these sums."""
+        free = {site.name for site in self.header.sites if site.locked is None}
+        summed = self.header.done == len(self.header.prompts)
+        return summed and free <= set(self.bases) and free <= set(self.header.gains)
+
+    def __str__(self) -> str:
+        h = self.header
+        state = "complete" if self.complete else "incomplete"
+        return (
+            f"Statistics of {h.source.name} ({h.source.denoiser}, "
+            f"{h.source.parameters / 1e6:.1f} M parameters, {h.source.dtype}): "
+            f"{h.done} of {len(h.prompts)} prompts x {h.sampling.steps} steps, "
+            f"{sum(s.locked is None for s in h.sites)} sites, {state}"
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder; a previous state in it is replaced only once the new one is whole."""
+        folder = Path(folder)
+        stamp = f"{self.header.done:06d}{'' if self.bases else '-partial'}"
+        tensors = {f"sums-{stamp}.safetensors": _flatten(self.sums)}
+        if self.bases:
+            flat = {n: {**b.tensors, "errors": b.errors} for n, b in self.bases.items()}
+            tensors[f"bases-{stamp}.safetensors"] = _flatten(flat)
+        files = {name: write_tensors(folder / name, value) for name, value in tensors.items()}
+        write_json(folder / _FILE, asdict(replace(self.header, files=files)))
+        for old in folder.glob("*.safetensors"):
+            if old.name not in files:
+                old.unlink()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Statistics:
+        """Read a folder and check every file against its checksum."""
+        folder = Path(folder)
+        header = _read_header(folder / _FILE)
+        tensors: dict[str, dict[str, dict[str, Tensor]]] = {"sums": {}, "bases": {}}
+        for name, digest in header.files.items():
+            path = folder / Path(name).name
+            if not path.is_file() or sha256(path) != digest:
+                raise SlimdiffError(
+                    f"'{path}' is missing or does not match its checksum in {_FILE}; the "
+                    "statistics are damaged. Run slimdiff calibrate again."
+                )
+            tensors[name.partition("-")[0]] = _unflatten(load_file(path))
+        bases = {
+            name: Basis({k: v for k, v in found.items() if k != "errors"}, found["errors"])
+            for name, found in tensors["bases"].items()
+        }
+        return cls(header, tensors["sums"], bases)
+
+    @staticmethod
+    def exists(folder: str | Path) -> bool:
+        """Whether ``folder`` holds statistics."""
+        return (Path(folder) / _FILE).is_file()
+
+
+def merge(parts: Sequence[Statistics]) -> Statistics:
+    """Add statistics of one model over disjoint prompts. Bases and gains are stale afterwards.
+
+    Raises SlimdiffError if models, sampling or sites differ, or if a prompt index occurs twice.
+    """
+    first = parts[0]
+    prompts: list[tuple[int, str]] = []
+    sums: Sums = {name: {k: v.clone() for k, v in s.items()} for name, s in first.sums.items()}
+    for part in parts:
+        differ = [k for k, v in part.header.settings().items() if v != first.header.settings()[k]]
+        if differ:
+            raise SlimdiffError(
+                f"Statistics cannot be merged: their {', '.join(differ)} differ. Calibrate all "
+                "parts with the same model and settings."
+            )
+        prompts += part.header.prompts[: part.header.done]
+        if part is not first:
+            for name, found in part.sums.items():
+                for key, value in found.items():
+                    sums[name][key] += value
+    if len({index for index, _ in prompts}) != len(prompts):
+        raise SlimdiffError(
+            "Statistics cannot be merged: some prompt indices occur twice. Split the prompts "
+            "without overlap and give each part its own start index."
+        )
+    header = replace(
+        first.header,
+        prompts=tuple(sorted(prompts)),
+        done=len(prompts),
+        gains={},
+        seconds=sum(part.header.seconds for part in parts),
+        peak_mib=max(part.header.peak_mib for part in parts),
+        files={},
+    )
+    return Statistics(header, sums)
+
+
+def _read_header(path: Path) -> Header:
+    value = read_json(path, "statistics folder")
+    if value.get("format") != FORMAT:
+        raise SlimdiffError(
+            f"'{path}' has format {value.get('format')}; expected {FORMAT}. "
+            "Run slimdiff calibrate again."
+        )
+    try:
+        return TypeAdapter(Header).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise SlimdiffError(
+            f"'{path}' is damaged at '{place}': {first['msg']}. Run slimdiff calibrate again."
+        ) from None
+
+
+def _flatten(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{site}/{name}": t for site, found in nested.items() for name, t in found.items()}
+
+
+def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    nested: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        site, _, name = key.rpartition("/")
+        nested.setdefault(site, {})[name] = tensor
+    return nested

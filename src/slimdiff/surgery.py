@@ -1,0 +1,147 @@
+"""Cuts Linears in place. Applies maps that were decided elsewhere; makes no choice itself.
+
+A writer's slab ``S`` (rows) becomes ``blockdiag(P)^T S``, its bias alike; a reader's slab (columns)
+becomes ``S T^T`` and its bias gains ``S t`` (:data:`slimdiff.decomposition.Maps`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from .attention import fit_attention_
+from .decomposition import Maps
+from .sites import Part, Site
+
+__all__ = ["cut_site_", "reader_weights", "reshape_", "trial"]
+
+
+def reader_weights(model: nn.Module, site: Site) -> Tensor:
+    """What reads the site's inner width, float64, shape (H, width, D), readers side by side."""
+    slabs = [
+        _linear(model, part).weight.detach()[:, part.start : part.start + part.size].T
+        for part in site.parts
+        if part.reads
+    ]
+    if not slabs:
+        return torch.empty(site.heads, site.width, 0, dtype=torch.float64)
+    return torch.cat(slabs, 1).double().unflatten(0, (site.heads, site.width))
+
+
+def cut_site_(model: nn.Module, site: Site, maps: Maps) -> None:
+    """Replace the Linears of one site by smaller ones, in place."""
+    for name in dict.fromkeys(part.linear for part in site.parts):
+        parts = [part for part in site.parts if part.linear == name]
+        old = _linear(model, parts[0])
+        cut = _cut_columns if parts[0].reads else _cut_rows
+        weight, bias = cut(old, parts, maps)
+        _set_linear(model, name, _new_linear(old, weight, bias))
+    _fit(model, site)
+
+
+def reshape_(model: nn.Module, sites: Sequence[Site], widths: Mapping[str, int]) -> None:
+    """Give the Linears the sizes that ``widths`` says, values undefined, in place.
+
+    For loading: the weights that follow must come from a model cut to the same widths.
+    """
+    for site in sites:
+        width = widths.get(site.name, site.width)
+        if width == site.width:
+            continue
+        for part in site.parts:
+            old = _linear(model, part)
+            less = site.heads * (site.width - width)
+            rows = old.out_features - (0 if part.reads else less)
+            columns = old.in_features - (less if part.reads else 0)
+            weight = old.weight.new_empty(rows, columns)
+            bias = None if old.bias is None else old.bias.new_empty(rows)
+            _set_linear(model, part.linear, _new_linear(old, weight, bias))
+        _fit(model, site)
+
+
+@contextmanager
+def trial(model: nn.Module, site: Site, maps: Maps) -> Iterator[None]:
+    """Cut one site inside the ``with`` block only; everything is put back afterwards."""
+    names = dict.fromkeys(part.linear for part in site.parts)
+    linears = {name: model.get_submodule(name) for name in names}
+    module = model.get_submodule(site.module)
+    attention = (
+        (module.scale, module.processor) if isinstance(module, Attention) else None
+    )
+    try:
+        cut_site_(model, site, maps)
+        yield
+    finally:
+        for name, linear in linears.items():
+            _set_linear(model, name, linear)
+        if attention is not None:
+            module.scale, module.processor = attention  # pyright: ignore
+
+
+def _cut_rows(
+    old: nn.Linear, parts: Sequence[Part], maps: Maps
+) -> tuple[Tensor, Tensor | None]:
+    stacked = old.weight.detach().double()
+    if old.bias is not None:
+        stacked = torch.cat([stacked, old.bias.detach().double()[:, None]], 1)
+    pieces, end = [], 0
+    for part in sorted(parts, key=lambda part: part.start):
+        slab = stacked[part.start : part.start + part.size]
+        pieces += [stacked[end : part.start], _project_rows(slab, maps[part.role])]
+        end = part.start + part.size
+    stacked = torch.cat([*pieces, stacked[end:]])
+    if old.bias is None:
+        return stacked, None
+    return stacked[:, :-1], stacked[:, -1]
+
+
+def _project_rows(slab: Tensor, projection: Tensor) -> Tensor:
+    """(Hd, D) by a map (H, d, r) -> (Hr, D); by an index (r,) -> (r, D)."""
+    projection = projection.to(slab.device)
+    if projection.dim() == 1:
+        return slab[projection]
+    heads, width, _ = projection.shape
+    return torch.einsum("hdr,hdi->hri", projection, slab.unflatten(0, (heads, width))).flatten(0, 1)
+
+
+def _cut_columns(
+    old: nn.Linear, parts: Sequence[Part], maps: Maps
+) -> tuple[Tensor, Tensor | None]:
+    (part,) = parts
+    weight = old.weight.detach().double()
+    end = part.start + part.size
+    slab = weight[:, part.start : end]
+    transfer, row = maps[part.role].to(slab), maps["bias"].to(slab)
+    cut = torch.cat([weight[:, : part.start], slab @ transfer.T, weight[:, end:]], 1)
+    return cut, None if old.bias is None else old.bias.detach().double() + slab @ row
+
+
+def _new_linear(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A Linear of the new size that holds the given values in ``old``'s dtype and device."""
+    rows, columns = weight.shape
+    new = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(weight.to(old.weight), requires_grad=old.weight.requires_grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.to(old.weight), requires_grad=old.weight.requires_grad)
+    return new.train(old.training)
+
+
+def _linear(model: nn.Module, part: Part) -> nn.Linear:
+    linear = model.get_submodule(part.linear)
+    assert isinstance(linear, nn.Linear), f"{part.linear} is {type(linear).__name__}"
+    return linear
+
+
+def _set_linear(model: nn.Module, name: str, linear: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, linear)
+
+
+def _fit(model: nn.Module, site: Site) -> None:
+    module = model.get_submodule(site.module)
+    if isinstance(module, Attention):
+        fit_attention_(module)

@@ -1,0 +1,1 @@
+"""Recipes that train what slimdiff ships."""

@@ -1,0 +1,315 @@
+"""Train the denoiser and the text encoder on the latents; stop and continue at will.
+
+A latent x is mixed with Gaussian noise e at a time t as  a x + s e  (a^2 + s^2 = 1); from the
+mixture, t and the caption c the network predicts the velocity  v = a e - s x.  The loss is
+
+    w(t) |v_hat - v|^2,   w(t) = min(1, 5 s^2 / a^2),
+
+which counts nearly clean mixtures less: what is left to learn there is mostly noise. Times are
+spread evenly over each batch. One caption in ten is empty, for guidance.
+
+The learning rate stays constant, since nobody knows when training ends: what ships is a moving
+average of the weights, over the last tenth of training. `--cooldown M` lets the rate fall to zero
+over M minutes, in a copy of the checkpoint (WORK/unet-cooldown.pt), so the main run can go on.
+
+Every few minutes, and on SIGTERM, everything is saved to WORK/unet.pt, from where the next call
+continues. Sample grids go to WORK/samples.
+
+    python -m training.emoji.unet [--minutes M] [--cooldown M] [--init PIPELINE] [--work FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.emoji.common import (
+    Drawing,
+    base_parser,
+    load_drawings,
+    prepare,
+    random_caption,
+)
+from training.emoji.models import build_pipeline, build_scheduler, build_text_encoder, build_unet
+
+SAMPLE_PROMPTS = (
+    "red apple, noto style emoji",
+    "grinning face, fluent style emoji",
+    "flag: Japan, noto style emoji",
+    "blue heart, fluent style emoji",
+    "dog face, noto style emoji",
+    "pizza, fluent style emoji",
+    "sun, noto style emoji",
+    "rocket, fluent style emoji",
+    "cat face, fluent style emoji",
+    "green apple, fluent style emoji",
+    "soccer ball, noto style emoji",
+    "house, noto style emoji",
+    "angry face, noto style emoji",
+    "deciduous tree, fluent style emoji",
+    "automobile, noto style emoji",
+    "flag: France, fluent style emoji",
+)
+WARMUP = 200
+CAPTIONS = 24
+
+
+@dataclass
+class Progress:
+    """How far training has come, over all runs."""
+
+    step: int = 0
+    pictures: int = 0
+    hours: float = 0.0
+
+
+class Stop:
+    """Becomes true when the process is asked to end (SIGTERM or Ctrl-C)."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def tokenise(
+    tokenizer: CLIPTokenizer, drawings: list[Drawing], variants: int, rng: random.Random
+) -> Tensor:
+    """Captions in advance, because tokenising in the loop costs time: N x variants x tokens."""
+    texts = [random_caption(drawing, rng) for drawing in drawings for _ in range(variants)]
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids.view(len(drawings), variants, -1)
+
+
+def batches(count: int, size: int) -> Iterator[Tensor]:
+    """Indices below `count`, shuffled anew each time round, `size` at a time, forever."""
+    pending = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(pending) < size:
+            pending = torch.cat([pending, torch.randperm(count)])
+        yield pending[:size]
+        pending = pending[size:]
+
+
+def optimizers(networks: nn.ModuleDict, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformers, AdamW for everything else."""
+    matrices, others = [], []
+    for name, parameter in networks.named_parameters():
+        inner = parameter.ndim == 2 and "embed" not in name
+        (matrices if inner and muon else others).append(parameter)
+    result: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    ]
+    if matrices:
+        result.append(
+            torch.optim.Muon(matrices, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        )
+    return result
+
+
+class Trainer:
+    """Networks, their moving average, optimizers and progress, and how to save them."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args, self.device = args, device
+        tokenizer = CLIPTokenizer.from_pretrained(args.work / "tokenizer")
+        if args.init:
+            unet = UNet2DConditionModel.from_pretrained(args.init / "unet")
+            text = CLIPTextModel.from_pretrained(args.init / "text_encoder")
+        else:
+            unet, text = build_unet(args.smoke), build_text_encoder(tokenizer)
+        self.networks = nn.ModuleDict({"unet": unet.float(), "text_encoder": text.float()})
+        self.networks.to(device, memory_format=torch.channels_last).train()
+        self.average = copy.deepcopy(self.networks).eval().requires_grad_(False)
+        self.optimizers = optimizers(self.networks, args.rate, not args.adamw)
+        self.progress = Progress()
+        self.started_at = 0
+
+        drawings, latents = load_drawings(args.work), load_file(args.work / "latents.safetensors")
+        seen = [i for i, drawing in enumerate(drawings) if not drawing.held_out]
+        self.latents = latents["latents"][seen].to(device)
+        self.tokenizer, self.drawings = tokenizer, [drawings[i] for i in seen]
+        self.alphas = build_scheduler().alphas_cumprod.to(device)
+        self.velocity = unet if args.eager else torch.compile(unet)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint in one atomic step."""
+        state = {
+            "networks": self.networks.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "progress": vars(self.progress),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint (tensors and numbers only; nothing else is unpickled)."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.networks.load_state_dict(state["networks"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.progress = Progress(**state["progress"])
+        self.started_at = -WARMUP
+
+    def step(self, chosen: Tensor, ids: Tensor, rate: float) -> Tensor:
+        """One optimizer step on one batch; returns the unweighted loss."""
+        latents = self.latents[chosen.to(self.device)]
+        count = len(latents)
+        spread = (torch.arange(count) + torch.rand(count)) / count
+        times = (spread * len(self.alphas)).long().to(self.device)
+        signal_power = self.alphas[times].view(-1, 1, 1, 1)
+        a, s = signal_power.sqrt(), (1 - signal_power).sqrt()
+        noise = torch.randn_like(latents)
+        target = a * noise - s * latents
+        mixture = (a * latents + s * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            hidden = self.networks["text_encoder"](ids.to(self.device))[0]
+            predicted = self.velocity(mixture, times, hidden).sample
+        error = (predicted.float() - target).square().mean((1, 2, 3))
+        snr = (signal_power / (1 - signal_power)).flatten()
+        loss = (error * (5 / snr).clamp(max=1)).mean()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        self.progress.step += 1
+        self.progress.pictures += count
+        self.update_average()
+        return error.mean().detach()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """A moving average over the last tenth of the steps, at most 2,000 of them."""
+        decay = min(0.9995, (1 + self.progress.step) / (10 + self.progress.step))
+        kept, new = list(self.average.parameters()), list(self.networks.parameters())
+        torch._foreach_lerp_(kept, new, 1 - decay)
+
+    def rate(self, remaining: float) -> float:
+        """Learning rate: warm-up, then constant, or falling with the cooldown's time left."""
+        warm = min(1.0, (self.progress.step - self.started_at + 1) / WARMUP)
+        return self.args.rate * warm * (remaining if self.args.cooldown else 1.0)
+
+    def sample(self, path: Path, steps: int) -> None:
+        """Draw the fixed prompts with the averaged weights."""
+        pipeline = build_pipeline(
+            self.args.work, self.average["unet"], self.average["text_encoder"]
+        )
+        prompts = list(SAMPLE_PROMPTS)
+        generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        pictures = pipeline(
+            prompts,
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            generator=generators,
+            output_type="np",
+        ).images
+        path.parent.mkdir(exist_ok=True)
+        rows = [np.concatenate(list(row), axis=1) for row in pictures.reshape(2, 8, 64, 64, 3)]
+        sheet = (np.concatenate(rows) * 255).round().astype(np.uint8)
+        Image.fromarray(sheet).save(path)
+
+    def run(self, checkpoint: Path) -> None:
+        """Train until time is up or someone asks to stop; save at the end in any case."""
+        args, progress = self.args, self.progress
+        stop = Stop()
+        order = batches(len(self.latents), args.batch)
+        torch.manual_seed(args.seed + progress.step)
+        rng = random.Random(args.seed + progress.step)
+        captions = tokenise(self.tokenizer, self.drawings, 2 if args.smoke else CAPTIONS, rng)
+        minutes = args.cooldown or args.minutes
+        last_step = progress.step + 3 if args.smoke else None
+        start = saved = sampled = told = time.time()
+        hours, told_pictures, errors = progress.hours, progress.pictures, []
+        while not stop.asked and progress.step != last_step:
+            now = time.time()
+            if (elapsed := (now - start) / 60) >= minutes:
+                break
+            chosen = next(order)
+            ids = captions[chosen, torch.randint(captions.shape[1], (len(chosen),))]
+            errors.append(self.step(chosen, ids, self.rate(1 - elapsed / minutes)))
+            if len(errors) == args.report or progress.step == last_step:
+                now = time.time()
+                progress.hours = hours + (now - start) / 3600
+                loss = torch.stack(errors).mean().item()
+                if not np.isfinite(loss):
+                    raise SystemExit("the loss is no longer finite: lower --rate")
+                speed = (progress.pictures - told_pictures) / (now - told)
+                print(
+                    f"step {progress.step}: loss {loss:.4f}, {progress.pictures} pictures in "
+                    f"{progress.hours:.2f} h, {speed:.1f} pictures/s, "
+                    f"{minutes - (now - start) / 60:.0f} min left",
+                    flush=True,
+                )
+                told, told_pictures = now, progress.pictures
+                errors.clear()
+            if now - saved > 60 * args.save_every:
+                self.save(checkpoint)
+                saved = now
+            if now - sampled > 60 * args.sample_every:
+                self.sample(args.work / "samples" / f"{progress.step:07d}.png", 20)
+                sampled = now
+        progress.hours = hours + (time.time() - start) / 3600
+        self.save(checkpoint)
+        self.sample(args.work / "samples" / "last.png", 2 if args.smoke else 20)
+        print(f"saved {checkpoint} at step {progress.step}")
+
+
+def main() -> None:
+    """Train from a checkpoint, from a pipeline's weights, or from nothing."""
+    parser = base_parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=24 * 60, help="length of this run")
+    parser.add_argument("--cooldown", type=float, default=0, help="let the rate fall to 0 in M min")
+    parser.add_argument("--init", type=Path, help="start from the weights of a pipeline folder")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--adamw", action="store_true", help="AdamW for all weights, no Muon")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--save-every", type=float, default=5, help="minutes")
+    parser.add_argument("--sample-every", type=float, default=20, help="minutes")
+    parser.add_argument("--report", type=int, default=25, help="steps between progress lines")
+    args = parser.parse_args()
+    if args.smoke:
+        args.batch, args.eager = 4, True
+    device = prepare(args)
+    main_run, cooldown = args.work / "unet.pt", args.work / "unet-cooldown.pt"
+    if args.cooldown:
+        if not main_run.exists():
+            raise SystemExit(f"{main_run} is missing: there is nothing to cool down")
+        shutil.copyfile(main_run, cooldown)
+    checkpoint = cooldown if args.cooldown else main_run
+    trainer = Trainer(args, device)
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        print(f"continuing {main_run} from step {trainer.progress.step}")
+    trainer.run(checkpoint)
+
+
+if __name__ == "__main__":
+    main()
