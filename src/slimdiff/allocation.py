@@ -13,7 +13,7 @@ from .policies import POLICIES, Group, Option
 from .sites import Site, pool_parameters
 from .statistics import Statistics
 
-__all__ = ["Grid", "allocate", "check_budget", "predicted_error"]
+__all__ = ["Grid", "allocate", "check_budget", "least_parameters", "predicted_error", "tied"]
 
 DEFAULT_POLICY = "measured"
 
@@ -75,7 +75,9 @@ def allocate(
 class Grid:
     """The widths that sites may take."""
 
-    def __init__(self, multiple: int, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()):
+    def __init__(
+        self, multiple: int, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()
+    ) -> None:
         if multiple < 1:
             raise SlimdiffError(f"multiple={multiple} is out of range; expected 1 or more.")
         self.multiple, self.only, self.skip = multiple, only, skip
@@ -108,20 +110,24 @@ def tied(sites: Iterable[Site]) -> list[tuple[str, list[Site]]]:
 
 def check_budget(parameters: int, sites: Sequence[Site], budget: Budget, grid: Grid) -> None:
     """Raise SlimdiffError with the least reachable figure if ``budget`` cannot be met."""
-    saved = sum(
+    least, ceiling = least_parameters(parameters, sites, grid), budget.ceiling(parameters, sites)
+    if least > ceiling:
+        pool, saved = pool_parameters(sites), parameters - least
+        raise SlimdiffError(
+            f"Budget {budget} is out of reach: it leaves {ceiling:,} of {parameters:,} "
+            f"parameters, but at least {least:,} stay (params={least / parameters:.4f}, "
+            f"pool={(pool - saved) / max(1, pool):.4f}) with widths in multiples of "
+            f"{grid.multiple}. Raise the budget, lower --multiple or drop --only/--skip."
+        )
+
+
+def least_parameters(parameters: int, sites: Sequence[Site], grid: Grid) -> int:
+    """What is left of ``parameters`` when every site is cut as far as ``grid`` allows."""
+    return parameters - sum(
         site.parameters() - site.parameters(grid.widths(members)[0][site.name])
         for _, members in tied(sites)
         for site in members
     )
-    least, ceiling = parameters - saved, budget.ceiling(parameters, sites)
-    if least > ceiling:
-        pool = pool_parameters(sites)
-        raise SlimdiffError(
-            f"Budget {budget} is out of reach: it leaves {ceiling:,} of {parameters:,} parameters, "
-            f"but at least {least:,} stay (params={least / parameters:.4f}, "
-            f"pool={(pool - saved) / max(1, pool):.4f}) with widths in multiples of "
-            f"{grid.multiple}. Raise the budget, lower --multiple or drop --only/--skip."
-        )
 
 
 def predicted_error(stats: Statistics, site: str, width: int) -> float:

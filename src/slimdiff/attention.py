@@ -21,6 +21,8 @@ __all__ = ["SlimAttnProcessor", "fit_attention_"]
 
 def fit_attention_(attn: Attention) -> None:
     """Make ``attn`` run at the widths its Linears now have, in place."""
+    assert attn.to_k is not None
+    assert attn.to_v is not None
     query_key = attn.to_k.out_features // attn.heads
     value = attn.to_v.out_features // attn.heads
     attn.scale = query_key**-0.5
@@ -58,6 +60,7 @@ class SlimAttnProcessor:
         elif attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
         out = _attend(self._attention_backend, attn, hidden_states, context, mask)
+        assert attn.to_out is not None
         out = attn.to_out[1](attn.to_out[0](out))
         if len(shape) == 4:
             out = out.transpose(1, 2).reshape(shape)
@@ -79,6 +82,8 @@ def _attend(
     backend: Any, attn: Attention, x: Tensor, context: Tensor, mask: Tensor | None
 ) -> Tensor:
     """Heads side by side, shape (B, N, H r_vo)."""
+    assert attn.to_k is not None
+    assert attn.to_v is not None
     query = attn.to_q(x).unflatten(-1, (attn.heads, -1))
     key = attn.to_k(context).unflatten(-1, (attn.heads, -1))
     value = attn.to_v(context).unflatten(-1, (attn.heads, -1))

@@ -51,7 +51,9 @@ def calibrate(
     not finite.
     """
     if not prompts:
-        raise SlimdiffError("No prompts to calibrate on: expected at least one. Give more prompts.")
+        raise SlimdiffError(
+            "No prompts to calibrate on: expected at least one. Give more prompts."
+        )
     stats = _begin(pipe, list(enumerate(prompts, start)), sampling or Sampling(), tokens, name)
     if folder is not None:
         stats = _resumed(stats, Path(folder))
@@ -75,9 +77,7 @@ def finish(pipe: DiffusionPipeline, stats: Statistics) -> Statistics:
         )
         for site in tqdm(free, desc="decompose", unit="site", disable=None)
     }
-    gains = measure_gains(
-        pipe, header.sites, stats.sums, bases, header.prompts, header.sampling
-    )
+    gains = measure_gains(pipe, header.sites, stats.sums, bases, header.prompts, header.sampling)
     header = replace(
         header,
         gains=gains,

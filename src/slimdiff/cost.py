@@ -70,7 +70,8 @@ def step_times(dense: nn.Module, slim: nn.Module, call: Call) -> StepTime:
     pairs: list[tuple[float, float]] = []
     with torch.no_grad():
         for _ in range(_WARM_UP):
-            run_dense(), run_slim()
+            run_dense()
+            run_slim()
         begin = timer()
         while len(pairs) < _LEAST or (timer() - begin < _LONGEST and len(pairs) < _MOST):
             pairs.append((run_dense(), run_slim()))

@@ -55,8 +55,8 @@ def check_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise SlimdiffError(
-                f"Weight '{name}' of {type(model).__name__} holds NaN or infinity; expected finite "
-                "numbers. The file is damaged or was saved in too narrow a dtype: fetch it again."
+                f"Weight '{name}' of {type(model).__name__} holds NaN or infinity; expected "
+                "finite numbers. The file is damaged or its dtype too narrow: fetch it again."
             )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "read_json",
     "refuse_existing",
     "sha256",
+    "write_bytes",
     "write_json",
     "write_tensors",
     "write_text",
@@ -61,10 +62,15 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` atomically."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` atomically."""
     with _renamed(path) as work:
-        work.write_text(text, encoding="utf-8")
+        work.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` atomically, as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -103,9 +109,9 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_safetensors(folder: Path) -> None:
-    """Raise SlimdiffError naming the first damaged safetensors file under ``folder``."""
-    for path in sorted(folder.rglob("*.safetensors")):
+def check_safetensors(place: Path) -> None:
+    """Raise SlimdiffError naming the first damaged safetensors file at or under ``place``."""
+    for path in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
         try:
             with safe_open(path, framework="pt"):
                 pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["cholesky", "damped", "centre", "roots"]
+__all__ = ["centre", "cholesky", "damped", "roots"]
 
 _TRIES = 12
 
@@ -32,16 +32,20 @@ def damped(c: Tensor, damping: float) -> Tensor:
     return c + level[..., None, None] * torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
 
 
-def roots(c: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """``(c + damping)^{1/2}`` and its inverse, symmetric, shape (..., n, n) each.
+def roots(c: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """``c^{1/2}`` and its inverse, symmetric, shape (..., n, n) each.
 
-    Negative eigenvalues (rounding) count as zero. With ``damping`` 0 a null direction keeps a
-    zero root and a zero inverse root (the pseudo-inverse).
+    Eigenvalues below ``floor`` times the largest count as that much, which keeps both roots
+    invertible where ``c`` is rank-deficient; sums of float32 products are exact to about 1e-8 of
+    the largest, so smaller values are noise, of either sign. A moment that is all zero counts as
+    the identity. With ``floor`` 0 a null direction keeps a zero root and a zero inverse root.
     """
-    values, vectors = torch.linalg.eigh(damped(c, damping) if damping else c)
-    floor = values.amax(-1, keepdim=True).clamp_min(0) * c.shape[-1] * torch.finfo(c.dtype).eps
-    root = values.clamp_min(0).sqrt()
-    inverse = torch.where(values > floor, root.reciprocal(), torch.zeros_like(root))
+    values, vectors = torch.linalg.eigh(c)
+    largest = values.amax(-1, keepdim=True)
+    null = largest.clamp_min(0) * c.shape[-1] * torch.finfo(c.dtype).eps
+    values = torch.where(largest > 0, values.clamp_min(0).maximum(floor * largest), 1.0)
+    root = values.sqrt()
+    inverse = torch.where(values > null, root.reciprocal(), torch.zeros_like(root))
     return vectors * root[..., None, :] @ vectors.mT, vectors * inverse[..., None, :] @ vectors.mT
 
 
@@ -49,7 +53,8 @@ def cholesky(c: Tensor, damping: float) -> Tensor:
     """Lower Cholesky factor of ``c``, shape (n, n), damped by no more than it takes to exist.
 
     Starts at ``damping`` (relative to the mean diagonal) and multiplies it by ten while the
-    factorisation fails, which happens for rank-deficient moments only.
+    factorisation fails, which happens for rank-deficient moments only. A matrix of nothing but
+    rounding (all channels constant) is outweighed by the identity.
     """
     level = damping
     for _ in range(_TRIES):
@@ -57,4 +62,8 @@ def cholesky(c: Tensor, damping: float) -> Tensor:
         if int(info) == 0:
             return factor
         level = max(10 * level, 1e-14)
+    outweighed = c + 2 * c.abs().sum(-1).max() * torch.eye(len(c), dtype=c.dtype, device=c.device)
+    factor, info = torch.linalg.cholesky_ex(outweighed)
+    if int(info) == 0:
+        return factor
     raise ArithmeticError(f"moment of size {c.shape[-1]} is not positive, not even damped")

@@ -76,11 +76,11 @@ class SlimLoader(DiffusersQuantizer):
         return missing_keys
 
     @property
-    def is_serializable(self) -> bool:
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return True
 
     @property

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from . import families
 from .denoiser import check_finite, denoiser
 from .errors import SlimdiffError
 from .files import check_safetensors, read_json
+from .store import saved_dtype
 
-__all__ = ["EMOJI", "Preset", "open_pipeline", "preset", "refuse_unknown", "resolve_device"]
+__all__ = ["EMOJI", "Preset", "open_pipeline", "preset", "resolve_device"]
 
 EMOJI = "emoji"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What belongs to an embedded pipeline: its folder, its prompts, how it likes to be sampled."""
+    """What belongs to an embedded pipeline: folder, prompts, how it likes to be sampled."""
 
     folder: Path
     prompts: Path
@@ -49,7 +49,9 @@ def resolve_device(name: str | None) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise SlimdiffError(f"Device '{name}' cannot be used ({reason}). Try --device cpu.") from None
+        raise SlimdiffError(
+            f"Device '{name}' cannot be used ({reason}). Try --device cpu."
+        ) from None
 
 
 def open_pipeline(
@@ -61,7 +63,7 @@ def open_pipeline(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> DiffusionPipeline:
-    """Load the pipeline that ``model`` names, dense or slim, and check that its weights are finite.
+    """Load the pipeline that ``model`` names, dense or slim; its weights must be finite.
 
     ``dtype`` defaults to the one a folder's denoiser was saved in (float32 for ``emoji``, files
     and hub ids on a CPU, float16 elsewhere). Only safetensors are read; code from a model folder
@@ -73,15 +75,16 @@ def open_pipeline(
     options: dict[str, Any] = {"use_safetensors": True}
     if path.is_dir():
         _check_folder(path)
-        dtype = dtype or _default_dtype(device)
+        dtype = dtype or saved_dtype(path)
         options |= {"variant": variant, "trust_remote_code": trust_remote_code}
         load, place = DiffusionPipeline.from_pretrained, str(path)
     elif path.is_file():
         if path.suffix != ".safetensors":
             raise SlimdiffError(
-                f"'{path}' is not a .safetensors file; pickled checkpoints are not read. Convert it."
+                f"'{path}' is not a .safetensors file; pickled checkpoints are not read. "
+                "Convert it first."
             )
-        check_safetensors(path.parent if path.parent.samefile(path) else path)
+        check_safetensors(path)
         load, place = _single_file, str(path)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         options |= {
@@ -92,17 +95,12 @@ def open_pipeline(
         load, place = DiffusionPipeline.from_pretrained, model
     else:
         raise SlimdiffError(
-            f"Unknown model '{model}'; expected 'emoji', a pipeline folder, a .safetensors file or "
-            "a hub id like owner/name. Check the path."
+            f"Unknown model '{model}'; expected 'emoji', a pipeline folder, a .safetensors file "
+            "or a hub id like owner/name. Check the path."
         )
     pipe = _loaded(load, model, place, dtype or _default_dtype(device), options)
     check_finite(denoiser(pipe))
     return pipe.to(device)
-
-
-def refuse_unknown(pipe: DiffusionPipeline) -> None:
-    """Raise SlimdiffError if the pipeline's denoiser cannot be slimmed."""
-    families.find(denoiser(pipe))
 
 
 def _loaded(

@@ -49,7 +49,7 @@ def split(
         count = max(_HELD_OUT_LEAST, len(pool) // _HELD_OUT_SHARE)
         if count >= len(pool):
             raise SlimdiffError(
-                f"The prompt pool has {len(pool)} prompts, but {count} are held out for comparison; "
+                f"The prompt pool has {len(pool)} prompts, but {count} are held out to compare; "
                 f"expected at least {count + 1}. Give more prompts, or --eval-prompts FILE."
             )
         calibration, offset = list(pool[:-count]), len(pool) - count

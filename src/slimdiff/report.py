@@ -129,9 +129,7 @@ def compare(
     return Report(
         params=Saving(plan.parameters, after.num_parameters()),
         pool=Saving(plan.pool, plan.pool - plan.removed),
-        macs=Saving(
-            multiply_adds(before, call), multiply_adds(before, call, dict(plan.widths))
-        ),
+        macs=Saving(multiply_adds(before, call), multiply_adds(before, call, dict(plan.widths))),
         bytes=Saving(weight_bytes(before), weight_bytes(after)),
         step_time=step_times(before, after, call),
         **_quality(dense, slim, prompts, sampling),
@@ -204,7 +202,7 @@ def _circumstances(report: Report) -> list[str]:
     return [
         f"Compared on {len(report.pictures.prompts)} held-out prompts, {s.steps} steps, guidance "
         f"{s.guidance if s.guidance is not None else 'default'}, batch {s.batch_size}, seed "
-        f"{s.seed}, on {report.device}. Not counted in multiply-adds: norms, activations, softmax.",
+        f"{s.seed}, on {report.device}. Multiply-adds leave out norms, activations, softmax.",
         "",
         f"Calibrated on {calibration.get('prompts')} prompts in {calibration.get('seconds')} s, "
         f"peak memory {calibration.get('peak_mib')} MiB, on {calibration.get('device')}.",

@@ -35,13 +35,17 @@ class Sampling:
     batch_size: int = 8
     seed: int = 0
 
-    def arguments(self, pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt]) -> dict[str, Any]:
+    def arguments(
+        self, pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt]
+    ) -> dict[str, Any]:
         """Keyword arguments of one pipeline call, those it takes."""
         wanted: dict[str, Any] = {
             "prompt": [text for _, text in prompts],
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
-            "negative_prompt": [self.negative_prompt] * len(prompts) if self.negative_prompt else None,
+            "negative_prompt": [self.negative_prompt] * len(prompts)
+            if self.negative_prompt
+            else None,
             "height": self.height,
             "width": self.width,
             "generator": [torch.Generator().manual_seed(self.seed + i) for i, _ in prompts],
@@ -71,7 +75,7 @@ def sample_latents(
 def draw(
     pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """Draw one batch of prompts: pictures (B, 3, H, W) in [0, 1] and the latents decoded to them."""
+    """Draw one batch: pictures (B, 3, H, W) in [0, 1], and the latents decoded to them."""
     seen: list[Tensor] = []
     with _quiet(pipe), _watch_decode(pipe, seen), torch.no_grad():
         result = pipe(**sampling.arguments(pipe, prompts), output_type="pt")  # pyright: ignore

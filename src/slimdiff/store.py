@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from .compression import CONFIG_KEY, plan_of
+from .compression import plan_of
 from .denoiser import component, denoiser
 from .errors import SlimdiffError
 from .files import check_safetensors, new_folder, read_json
 from .plan import Plan
 
-__all__ = ["PLAN_FILE", "load", "save", "write_into"]
+__all__ = ["PLAN_FILE", "is_slim", "load", "save", "saved_dtype", "write_into"]
 
 PLAN_FILE = "slimdiff_plan.json"
 

@@ -1,7 +1,7 @@
 """Cuts Linears in place. Applies maps that were decided elsewhere; makes no choice itself.
 
-A writer's slab ``S`` (rows) becomes ``blockdiag(P)^T S``, its bias alike; a reader's slab (columns)
-becomes ``S T^T`` and its bias gains ``S t`` (:data:`slimdiff.decomposition.Maps`).
+A writer's slab ``S`` (rows) becomes ``blockdiag(P)^T S``, its bias alike; a reader's slab
+(columns) becomes ``S T^T`` and its bias gains ``S t`` (:data:`slimdiff.decomposition.Maps`).
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def trial(model: nn.Module, site: Site, maps: Maps) -> Iterator[None]:
     names = dict.fromkeys(part.linear for part in site.parts)
     linears = {name: model.get_submodule(name) for name in names}
     module = model.get_submodule(site.module)
-    attention = (
-        (module.scale, module.processor) if isinstance(module, Attention) else None
-    )
+    attention = (module.scale, module.processor) if isinstance(module, Attention) else None
     try:
         cut_site_(model, site, maps)
         yield
@@ -82,9 +80,7 @@ def trial(model: nn.Module, site: Site, maps: Maps) -> Iterator[None]:
             module.scale, module.processor = attention  # pyright: ignore
 
 
-def _cut_rows(
-    old: nn.Linear, parts: Sequence[Part], maps: Maps
-) -> tuple[Tensor, Tensor | None]:
+def _cut_rows(old: nn.Linear, parts: Sequence[Part], maps: Maps) -> tuple[Tensor, Tensor | None]:
     stacked = old.weight.detach().double()
     if old.bias is not None:
         stacked = torch.cat([stacked, old.bias.detach().double()[:, None]], 1)
@@ -105,7 +101,9 @@ def _project_rows(slab: Tensor, projection: Tensor) -> Tensor:
     if projection.dim() == 1:
         return slab[projection]
     heads, width, _ = projection.shape
-    return torch.einsum("hdr,hdi->hri", projection, slab.unflatten(0, (heads, width))).flatten(0, 1)
+    return torch.einsum("hdr,hdi->hri", projection, slab.unflatten(0, (heads, width))).flatten(
+        0, 1
+    )
 
 
 def _cut_columns(

@@ -9,13 +9,14 @@ where n is a little Gaussian noise, so that the decoder forgives the denoiser's 
 R keeps each latent channel centred, with a spread of about 0.7 and without outliers. Afterwards
 `scaling_factor` is set such that the scaled latents have unit standard deviation.
 
-Writes WORK/vae (the moving average of the weights) and WORK/latents.safetensors.
+Writes to WORK: vae (the moving average of the weights), latents.safetensors, autoencoder.json.
 
     python -m training.emoji.autoencoder [--minutes 25] [--init VAE_FOLDER] [--work FOLDER]
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from pathlib import Path
@@ -86,7 +87,8 @@ def measure(vae: AutoencoderTiny, pictures: Tensor, device: torch.device) -> flo
     error = 0.0
     for part in pictures.split(128):
         target = to_unit(part.to(device))
-        error += F.mse_loss(vae.decoder(vae.encoder(target)).clamp(-1, 1), target).item() * len(part)
+        rebuilt = vae.decoder(vae.encoder(target)).clamp(-1, 1)
+        error += F.mse_loss(rebuilt, target).item() * len(part)
     return psnr(error / len(pictures))
 
 
@@ -131,13 +133,13 @@ def train(
     return average
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train, measure, and write the autoencoder and the scaled latents of all drawings."""
     parser = base_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--init", type=Path, help="start from this autoencoder folder")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at the start")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = prepare(args)
     minutes = 0.05 if args.smoke else args.minutes
 
@@ -157,12 +159,16 @@ def main() -> None:
     scale = 1 / latents[seen].std().item()
     vae.register_to_config(scaling_factor=scale)
     vae.to(memory_format=torch.contiguous_format).save_pretrained(args.work / "vae")
+    note = f"The autoencoder was trained for {minutes:g} minutes on the training drawings"
+    note += " from the weights of an earlier one." if args.init else "."
+    record = {"psnr": quality[0], "psnr_held_out": quality[1], "note": note}
+    (args.work / "autoencoder.json").write_text(json.dumps(record, indent=2) + "\n")
     save_file({"latents": latents * scale}, args.work / "latents.safetensors")
     shown = torch.linspace(0, len(pictures) - 1, 32).long()
     with torch.no_grad():
         rebuilt = to_bytes(vae.decoder(latents[shown].to(device)).cpu())
-    sheet = torch.cat([torch.cat(rows) for rows in zip(
-        pictures[shown].split(16), rebuilt.split(16), strict=True)])
+    rows = zip(pictures[shown].split(16), rebuilt.split(16), strict=True)
+    sheet = torch.cat([part for pair in rows for part in pair])
     Image.fromarray(grid(sheet, 16)).save(args.work / "autoencoder.png")
     print(f"scaling factor {scale:.4f}; {args.work / 'autoencoder.png'}: originals over copies")
 

@@ -133,11 +133,11 @@ def choose_held_out(drawings: list[Drawing]) -> list[Drawing]:
     return [replace(drawing, held_out=held_out(drawing)) for drawing in drawings]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Write the data set into the work folder."""
     parser = base_parser(__doc__)
     parser.add_argument("--packages", type=Path, help="where the packages are (default: WORK/npm)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.smoke:
         drawings, pictures = from_folder(SMOKE_FOLDER)
     else:

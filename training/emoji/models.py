@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -21,6 +22,8 @@ from training.emoji.common import MAX_TOKENS
 TEXT_WIDTH = 192
 LATENT_SIZE = 16
 SMOKE_CHANNELS = (32, 64, 64)
+BATCH = 32
+"""Pictures drawn at a time."""
 
 
 def build_unet(smoke: bool = False) -> UNet2DConditionModel:
@@ -92,6 +95,26 @@ def build_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def draw(
+    pipeline: StableDiffusionPipeline, prompts: list[str], steps: int, guidance: float
+) -> Tensor:
+    """uint8 pictures of the prompts (N x 3 x 64 x 64), the i-th from seed i."""
+    pictures = []
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        output = pipeline(
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="np",
+        )
+        pictures.append(output.images)
+    drawn = torch.from_numpy(np.concatenate(pictures))
+    return (drawn * 255).round().byte().permute(0, 3, 1, 2)
 
 
 def pool(unet: nn.Module) -> list[nn.Linear]:

@@ -46,12 +46,12 @@ def choose(drawings: list[Drawing], count: int, seed: int) -> list[str]:
     return prompts
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Write the prompt file."""
     parser = base_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the text file to write")
     parser.add_argument("--count", type=int, default=640)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     count = min(args.count, 8) if args.smoke else args.count
     prompts = choose(load_drawings(args.work), count, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -76,11 +76,11 @@ def build(vocabulary: dict[str, int], merges: list[list[str]]) -> CLIPTokenizer:
         return CLIPTokenizer(vocab=str(words), merges=str(pairs), model_max_length=MAX_TOKENS)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Learn the tokenizer and save it."""
     parser = base_parser(__doc__)
     parser.add_argument("--entries", type=int, default=ENTRIES, help="size of the vocabulary")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     drawings = load_drawings(args.work)
     tokenizer = build(*learn(corpus(drawings), 700 if args.smoke else args.entries))
     tokenizer.save_pretrained(args.work / "tokenizer")

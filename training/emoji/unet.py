@@ -22,17 +22,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import math
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
@@ -40,14 +40,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.emoji.common import (
-    Drawing,
-    base_parser,
-    load_drawings,
-    prepare,
-    random_caption,
+from training.emoji.common import base_parser, describe, grid, load_drawings, prepare
+from training.emoji.models import (
+    build_pipeline,
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    draw,
 )
-from training.emoji.models import build_pipeline, build_scheduler, build_text_encoder, build_unet
+from training.emoji.optim import set_rate, split_optimizers
+from training.emoji.text import batches, tokenise
 
 SAMPLE_PROMPTS = (
     "red apple, noto style emoji",
@@ -68,7 +70,12 @@ SAMPLE_PROMPTS = (
     "flag: France, fluent style emoji",
 )
 WARMUP = 200
+"""Steps until the learning rate is reached."""
+
 CAPTIONS = 24
+"""Captions prepared for each drawing."""
+
+SMOKE_STEPS = 3
 
 
 @dataclass
@@ -81,50 +88,23 @@ class Progress:
 
 
 class Stop:
-    """Becomes true when the process is asked to end (SIGTERM or Ctrl-C)."""
+    """While entered, turns a request to end (SIGTERM or Ctrl-C) into `asked`."""
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
-        signal.signal(signal.SIGINT, self._ask)
+
+    def __enter__(self) -> Stop:
+        self._before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self.asked = True
-
-
-def tokenise(
-    tokenizer: CLIPTokenizer, drawings: list[Drawing], variants: int, rng: random.Random
-) -> Tensor:
-    """Captions in advance, because tokenising in the loop costs time: N x variants x tokens."""
-    texts = [random_caption(drawing, rng) for drawing in drawings for _ in range(variants)]
-    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return ids.view(len(drawings), variants, -1)
-
-
-def batches(count: int, size: int) -> Iterator[Tensor]:
-    """Indices below `count`, shuffled anew each time round, `size` at a time, forever."""
-    pending = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(pending) < size:
-            pending = torch.cat([pending, torch.randperm(count)])
-        yield pending[:size]
-        pending = pending[size:]
-
-
-def optimizers(networks: nn.ModuleDict, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the transformers, AdamW for everything else."""
-    matrices, others = [], []
-    for name, parameter in networks.named_parameters():
-        inner = parameter.ndim == 2 and "embed" not in name
-        (matrices if inner and muon else others).append(parameter)
-    result: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    ]
-    if matrices:
-        result.append(
-            torch.optim.Muon(matrices, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-        )
-    return result
 
 
 class Trainer:
@@ -141,9 +121,13 @@ class Trainer:
         self.networks = nn.ModuleDict({"unet": unet.float(), "text_encoder": text.float()})
         self.networks.to(device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.networks).eval().requires_grad_(False)
-        self.optimizers = optimizers(self.networks, args.rate, not args.adamw)
+        self.optimizers = split_optimizers(self.networks, args.rate, not args.adamw)
         self.progress = Progress()
-        self.started_at = 0
+        self.fresh_at = 0  # the step at which the optimizers knew nothing
+        if args.init:
+            facts = json.loads((args.init / "training.json").read_text())
+            self.progress = Progress(facts["step"], facts["pictures"], facts["hours"])
+            self.fresh_at = self.progress.step
 
         drawings, latents = load_drawings(args.work), load_file(args.work / "latents.safetensors")
         seen = [i for i, drawing in enumerate(drawings) if not drawing.held_out]
@@ -159,6 +143,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": vars(self.progress),
+            "device": describe(self.device),
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -171,8 +156,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.progress = Progress(**state["progress"])
-        self.started_at = -WARMUP
+        self.progress, self.fresh_at = Progress(**state["progress"]), 0
 
     def step(self, chosen: Tensor, ids: Tensor, rate: float) -> Tensor:
         """One optimizer step on one batch; returns the unweighted loss."""
@@ -195,9 +179,8 @@ class Trainer:
             optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        set_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             optimizer.step()
         self.progress.step += 1
         self.progress.pictures += count
@@ -206,87 +189,86 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """A moving average over the last tenth of the steps, at most 2,000 of them."""
-        decay = min(0.9995, (1 + self.progress.step) / (10 + self.progress.step))
+        """A moving average over the last tenth of the steps, at most 2,000 of them.
+
+        In a cooldown over 50: late weights are better than early ones, and little noise is left.
+        """
+        limit = 0.98 if self.args.cooldown else 0.9995
+        decay = min(limit, (1 + self.progress.step) / (10 + self.progress.step))
         kept, new = list(self.average.parameters()), list(self.networks.parameters())
         torch._foreach_lerp_(kept, new, 1 - decay)
 
     def rate(self, remaining: float) -> float:
         """Learning rate: warm-up, then constant, or falling with the cooldown's time left."""
-        warm = min(1.0, (self.progress.step - self.started_at + 1) / WARMUP)
+        warm = min(1.0, (self.progress.step - self.fresh_at + 1) / WARMUP)
         return self.args.rate * warm * (remaining if self.args.cooldown else 1.0)
 
-    def sample(self, path: Path, steps: int) -> None:
+    def sample(self, name: str) -> None:
         """Draw the fixed prompts with the averaged weights."""
-        pipeline = build_pipeline(
-            self.args.work, self.average["unet"], self.average["text_encoder"]
-        )
-        prompts = list(SAMPLE_PROMPTS)
-        generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-        pictures = pipeline(
-            prompts,
-            num_inference_steps=steps,
-            guidance_scale=4.0,
-            generator=generators,
-            output_type="np",
-        ).images
-        path.parent.mkdir(exist_ok=True)
-        rows = [np.concatenate(list(row), axis=1) for row in pictures.reshape(2, 8, 64, 64, 3)]
-        sheet = (np.concatenate(rows) * 255).round().astype(np.uint8)
-        Image.fromarray(sheet).save(path)
+        average = self.average
+        pipeline = build_pipeline(self.args.work, average["unet"], average["text_encoder"])
+        steps = 2 if self.args.smoke else 20
+        pictures = draw(pipeline, list(SAMPLE_PROMPTS), steps=steps, guidance=4.0)
+        folder = self.args.work / "samples"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(grid(pictures, 8)).save(folder / f"{name}.png")
 
     def run(self, checkpoint: Path) -> None:
         """Train until time is up or someone asks to stop; save at the end in any case."""
         args, progress = self.args, self.progress
-        stop = Stop()
-        order = batches(len(self.latents), args.batch)
         torch.manual_seed(args.seed + progress.step)
         rng = random.Random(args.seed + progress.step)
         captions = tokenise(self.tokenizer, self.drawings, 2 if args.smoke else CAPTIONS, rng)
+        order = batches(len(self.latents), args.batch)
         minutes = args.cooldown or args.minutes
-        last_step = progress.step + 3 if args.smoke else None
+        last_step = progress.step + SMOKE_STEPS if args.smoke else None
         start = saved = sampled = told = time.time()
         hours, told_pictures, errors = progress.hours, progress.pictures, []
-        while not stop.asked and progress.step != last_step:
-            now = time.time()
-            if (elapsed := (now - start) / 60) >= minutes:
-                break
-            chosen = next(order)
-            ids = captions[chosen, torch.randint(captions.shape[1], (len(chosen),))]
-            errors.append(self.step(chosen, ids, self.rate(1 - elapsed / minutes)))
-            if len(errors) == args.report or progress.step == last_step:
+        with Stop() as stop:
+            while not stop.asked and progress.step != last_step:
                 now = time.time()
                 progress.hours = hours + (now - start) / 3600
-                loss = torch.stack(errors).mean().item()
-                if not np.isfinite(loss):
-                    raise SystemExit("the loss is no longer finite: lower --rate")
-                speed = (progress.pictures - told_pictures) / (now - told)
-                print(
-                    f"step {progress.step}: loss {loss:.4f}, {progress.pictures} pictures in "
-                    f"{progress.hours:.2f} h, {speed:.1f} pictures/s, "
-                    f"{minutes - (now - start) / 60:.0f} min left",
-                    flush=True,
-                )
-                told, told_pictures = now, progress.pictures
-                errors.clear()
-            if now - saved > 60 * args.save_every:
-                self.save(checkpoint)
-                saved = now
-            if now - sampled > 60 * args.sample_every:
-                self.sample(args.work / "samples" / f"{progress.step:07d}.png", 20)
-                sampled = now
-        progress.hours = hours + (time.time() - start) / 3600
-        self.save(checkpoint)
-        self.sample(args.work / "samples" / "last.png", 2 if args.smoke else 20)
-        print(f"saved {checkpoint} at step {progress.step}")
+                left = minutes - (now - start) / 60
+                if left <= 0:
+                    break
+                chosen = next(order)
+                ids = captions[chosen, torch.randint(captions.shape[1], (len(chosen),))]
+                errors.append(self.step(chosen, ids, self.rate(left / minutes)))
+                if len(errors) == args.report or progress.step == last_step:
+                    speed = (progress.pictures - told_pictures) / (time.time() - told)
+                    told, told_pictures = time.time(), progress.pictures
+                    self.tell(torch.stack(errors).mean().item(), speed, left)
+                    errors.clear()
+                if now - saved > 60 * args.save_every:
+                    self.save(checkpoint)
+                    saved = now
+                if now - sampled > 60 * args.sample_every:
+                    self.sample(f"{progress.step:07d}")
+                    sampled = now
+            self.save(checkpoint)
+            print(f"saved {checkpoint} at step {progress.step}", flush=True)
+            self.sample("last")
+
+    def tell(self, loss: float, speed: float, left: float) -> None:
+        """Print a progress line; give up when the loss is lost."""
+        if not math.isfinite(loss):
+            raise SystemExit("the loss is no longer finite: continue with a lower --rate")
+        progress = self.progress
+        print(
+            f"step {progress.step}: loss {loss:.4f}, {progress.pictures} pictures in "
+            f"{progress.hours:.2f} h, {speed:.1f} pictures/s, {left:.0f} min left",
+            flush=True,
+        )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train from a checkpoint, from a pipeline's weights, or from nothing."""
     parser = base_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=24 * 60, help="length of this run")
-    parser.add_argument("--cooldown", type=float, default=0, help="let the rate fall to 0 in M min")
-    parser.add_argument("--init", type=Path, help="start from the weights of a pipeline folder")
+    parser.add_argument(
+        "--cooldown", type=float, default=0, help="minutes for the rate to fall to 0"
+    )
+    parser.add_argument("--init", type=Path, help="without a checkpoint: start from this pipeline")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--adamw", action="store_true", help="AdamW for all weights, no Muon")
@@ -294,7 +276,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
     parser.add_argument("--sample-every", type=float, default=20, help="minutes")
     parser.add_argument("--report", type=int, default=25, help="steps between progress lines")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.smoke:
         args.batch, args.eager = 4, True
     device = prepare(args)
@@ -307,7 +289,7 @@ def main() -> None:
     trainer = Trainer(args, device)
     if checkpoint.exists():
         trainer.load(checkpoint)
-        print(f"continuing {main_run} from step {trainer.progress.step}")
+        print(f"continuing {checkpoint} from step {trainer.progress.step}")
     trainer.run(checkpoint)
 
 

@@ -32,7 +32,7 @@ _BLOCK = 64
 
 
 def decompose(moments: Moments, readers: Tensor, damping: float = 0.0) -> Basis:
-    """Channels from most to least worth keeping and the share of output energy lost at each width.
+    """Channels, most worth keeping first, and the share of output energy lost at each width.
 
     ``moments``: ``augmented``, the moment of ``[z, 1]``, shape (F+1, F+1). ``readers``: the down
     projection, shape (1, F, D). The basis holds ``order``, shape (F,): channel indices.
@@ -47,7 +47,7 @@ def decompose(moments: Moments, readers: Tensor, damping: float = 0.0) -> Basis:
 
 
 def maps(basis: Basis, moments: Moments, width: int, damping: float = DAMPING) -> Maps:
-    """``up`` and ``gate``: kept channels, ascending, shape (r,); ``down``, (r, F); ``bias``, (F,)."""
+    """``up``, ``gate``: kept channels, ascending, shape (r,); ``down``, (r, F); ``bias``, (F,)."""
     order = basis.tensors["order"]
     mean, c = centre(moments["augmented"])
     kept, dropped = order[:width].sort().values, order[width:].sort().values

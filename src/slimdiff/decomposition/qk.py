@@ -25,24 +25,25 @@ from .basis import Basis, Maps, Moments
 
 __all__ = ["decompose", "maps"]
 
-_DAMPING = 1e-10
+_FLOOR = 1e-7
 
 
-def decompose(moments: Moments, readers: Tensor, damping: float = _DAMPING) -> Basis:
+def decompose(moments: Moments, readers: Tensor, floor: float = _FLOOR) -> Basis:
     """Ordered directions of queries and keys, and the share of logit energy lost at each width.
 
     ``moments``: ``query`` and ``key``, second moments per head, shape (H, d, d); sums serve as
-    well as means. ``readers`` is not used: softmax reads the logits. The basis holds
-    ``query`` = A and ``key`` = B, shape (H, d, d), columns ordered by singular value. ``damping``
-    is relative to the mean diagonal; it keeps A invertible where a moment is rank-deficient.
+    well as means. ``readers`` is not used: softmax reads the logits. The basis holds ``query`` = A
+    and ``key`` = B, shape (H, d, d), columns ordered by singular value. ``floor`` is the least
+    eigenvalue of a moment, relative to its largest (:func:`slimdiff.linalg.roots`).
     """
-    root_q, inverse_q = roots(moments["query"], damping)
-    root_k, _ = roots(moments["key"], damping)
+    root_q, inverse_q = roots(moments["query"], floor)
+    root_k, _ = roots(moments["key"], floor)
     u, s, _ = torch.linalg.svd(root_q @ root_k)
     a = inverse_q @ u * s.sqrt()[:, None, :]
     # B is A^{-T}; inverting keeps A B^T = I to rounding, also where C_k is nearly singular.
     b = torch.linalg.inv(a).mT
-    tail = s.square().sum(0).flip(0).cumsum(0).flip(0)
+    # A moment of zeros is damped to the identity, yet its head has no logits to lose.
+    tail = (s.square() * _live(moments)[:, None]).sum(0).flip(0).cumsum(0).flip(0)
     errors = torch.cat([tail, tail.new_zeros(1)])
     return Basis({"query": a, "key": b}, errors / errors[0].clamp_min(_tiny(errors)))
 
@@ -52,6 +53,12 @@ def maps(basis: Basis, moments: Moments, width: int) -> Maps:
     a, b = basis.tensors["query"], basis.tensors["key"]
     fold = math.sqrt(width / a.shape[-1])
     return {"query": a[..., :width] * fold, "key": b[..., :width].clone()}
+
+
+def _live(moments: Moments) -> Tensor:
+    """1 for heads whose queries and keys are not all zero, shape (H,)."""
+    traces = [moments[n].diagonal(dim1=-2, dim2=-1).sum(-1) for n in ("query", "key")]
+    return ((traces[0] > 0) & (traces[1] > 0)).to(traces[0])
 
 
 def _tiny(x: Tensor) -> float:

@@ -22,7 +22,7 @@ from .refit import DAMPING, prefix_errors, refit
 
 __all__ = ["decompose", "maps"]
 
-_ROOT_DAMPING = 1e-10
+_FLOOR = 1e-7
 
 
 def decompose(moments: Moments, readers: Tensor, damping: float = 0.0) -> Basis:
@@ -35,7 +35,7 @@ def decompose(moments: Moments, readers: Tensor, damping: float = 0.0) -> Basis:
     heads, width, _ = readers.shape
     _, c = centre(moments["augmented"])
     blocks = _diagonal_blocks(c, heads)
-    root, inverse = roots(blocks, _ROOT_DAMPING)
+    root, inverse = roots(blocks, _FLOOR)
     missing = max(0, width - readers.shape[-1])
     weight = torch.nn.functional.pad(readers, (0, missing))
     u, _, _ = torch.linalg.svd(root @ weight, full_matrices=False)

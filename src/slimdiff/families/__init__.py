@@ -1,6 +1,6 @@
 """Which denoisers can be slimmed. A family is one file of data that registers itself.
 
-A family file names the model classes it serves and lists their sites (:class:`slimdiff.sites.Site`).
+A family file names the model classes it serves and lists their :class:`slimdiff.sites.Site`.
 Every module of this folder is imported here, so adding a file is enough.
 """
 

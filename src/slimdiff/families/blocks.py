@@ -28,6 +28,8 @@ def shared_block_sites(model: nn.Module) -> list[Site]:
 
 def attention_sites(name: str, attn: Attention, stream: str) -> list[Site]:
     """The query-key and the value-output site of one attention."""
+    assert attn.to_k is not None
+    assert attn.to_v is not None
     out: nn.Linear = attn.to_out[0]  # pyright: ignore
     heads, width = attn.heads, attn.to_k.out_features // attn.heads
     reason = _attention_lock(attn)
@@ -75,8 +77,8 @@ def _columns(role: Role, name: str, linear: nn.Linear) -> Part:
 def _attention_lock(attn: Attention) -> str | None:
     if attn.added_kv_proj_dim is not None:
         return "added key/value projections (Kandinsky, DeepFloyd) are not supported"
-    if attn.to_q.out_features != attn.to_k.out_features:
-        return "grouped queries are not supported"
+    if attn.to_k is None or attn.to_q.out_features != attn.to_k.out_features:
+        return "queries and keys of different widths are not supported"
     return None
 
 

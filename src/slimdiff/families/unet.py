@@ -19,7 +19,7 @@ def _tiny() -> tuple[nn.Module, dict[str, Tensor]]:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=12,
-        attention_head_dim=(1, 2),
+        attention_head_dim=(1, 2),  # pyright: ignore[reportArgumentType]
         norm_num_groups=4,
     )
     inputs = {

@@ -1,0 +1,78 @@
+"""The ``slimdiff`` command. Commands parse, call the library and print; they hold no logic.
+
+Exit codes: 0 success, 2 bad input or a request that cannot be met (a message, no traceback),
+130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+import click
+import torch
+
+from .. import __version__
+from ..errors import SlimdiffError
+from .draw import generate
+from .inspection import inspect
+from .job import slim
+from .steps import apply, calibrate, compare, plan
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="slimdiff")
+def cli() -> None:
+    """Make diffusion models smaller and faster without training.
+
+    Start: slimdiff slim emoji -o emoji-slim
+    """
+    _quiet_hosts()
+
+
+for _command in (slim, calibrate, plan, apply, compare, inspect, generate):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except SlimdiffError as error:
+        _fail(str(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; no output was written.", err=True)
+        sys.exit(130)
+    except torch.OutOfMemoryError as error:
+        _fail(f"Out of memory ({str(error).splitlines()[0]}). Lower --batch-size.")
+    except OSError as error:
+        _fail(
+            f"{error.strerror or error}: '{error.filename or '-'}'. Check space and permissions."
+        )
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(2)
+
+
+def _quiet_hosts() -> None:
+    """Silence chatter of the host libraries that says nothing about the user's job."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    if "SLIMDIFF_VERBOSE" in os.environ:
+        return
+    warnings.filterwarnings("ignore", module="(diffusers|transformers|torch|huggingface_hub).*")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

@@ -1,0 +1,67 @@
+"""Tables and messages. Standard output carries results, standard error what is going on."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from ..plan import Plan
+from ..report import Report
+from ..sites import Site, pool_parameters
+
+__all__ = ["out", "plan_table", "report_table", "say", "site_table"]
+
+out = Console()
+_err = Console(stderr=True)
+
+
+def say(message: str) -> None:
+    """Tell what is going on."""
+    _err.print(message, style="dim", highlight=False, markup=False)
+
+
+def site_table(sites: list[Site]) -> None:
+    """What can be cut and what is locked."""
+    table = Table("site", "kind", "heads", "width", "parameters", "locked", title="Sites")
+    for s in sites:
+        table.add_row(
+            s.name, s.kind, str(s.heads), str(s.width), f"{s.parameters():,}", s.locked or ""
+        )
+    out.print(table)
+    free = [s for s in sites if s.locked is None]
+    out.print(
+        f"{len(free)} sites can be cut, {len(sites) - len(free)} are locked; "
+        f"{pool_parameters(sites):,} slimmable parameters"
+    )
+
+
+def plan_table(plan: Plan) -> None:
+    """Widths before and after."""
+    table = Table("site", "width", "parameters", "error share", title=f"Plan ({plan.policy})")
+    for site, before, after, parameters, share in plan.rows():
+        table.add_row(site, f"{before} -> {after}", f"{parameters:,}", f"{share:.1%}")
+    out.print(table)
+    out.print(str(plan).splitlines()[-1], highlight=False)
+
+
+def report_table(report: Report) -> None:
+    """The headline figures."""
+    table = Table("", "dense", "slim", "kept", title="Dense against slim")
+    r, t = report, report.step_time
+    table.add_row(
+        "parameters", f"{r.params.dense:,}", f"{r.params.slim:,}", f"{r.params.kept:.1%}"
+    )
+    table.add_row("slimmable pool", f"{r.pool.dense:,}", f"{r.pool.slim:,}", f"{r.pool.kept:.1%}")
+    macs = [f"{x / 1e9:.3f} G" for x in (r.macs.dense, r.macs.slim)]
+    table.add_row("multiply-adds a step", *macs, f"{r.macs.kept:.1%}")
+    sizes = [f"{x / 2**20:.1f} MiB" for x in (r.bytes.dense, r.bytes.slim)]
+    table.add_row("weights", *sizes, f"{r.bytes.kept:.1%}")
+    table.add_row("time a step", f"{t.dense_ms:.1f} ms", f"{t.slim_ms:.1f} ms", f"{t.ratio:.1%}")
+    out.print(table)
+    f = report.fidelity
+    out.print(
+        f"error of the denoiser {f.noise_rel_mse:.2e} (predicted {r.plan.predicted_error:.2e}), "
+        f"of the latents {f.latent_rel_mse:.2e}; pictures: PSNR {f.psnr_db:.1f} dB, "
+        f"SSIM {f.ssim:.3f}",
+        highlight=False,
+    )

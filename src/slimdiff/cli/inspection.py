@@ -1,0 +1,61 @@
+"""``slimdiff inspect``: what there is to cut, before anything is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import families
+from ..allocation import Grid, least_parameters
+from ..cost import multiply_adds
+from ..denoiser import denoiser
+from ..estimate import estimate
+from ..sites import pool_parameters
+from .display import out, site_table
+from .options import (
+    Opening,
+    model_options,
+    prompt_options,
+    sampling_from,
+    sampling_options,
+)
+
+__all__ = ["inspect"]
+
+
+@click.command()
+@click.argument("model")
+@prompt_options
+@sampling_options
+@model_options
+def inspect(
+    model: str,
+    prompts: Path | None,
+    num_prompts: int,
+    drawing: dict[str, Any],
+    opening: Opening,
+) -> None:
+    """List the sites of MODEL, what can be cut, and what calibration will take.
+
+    Example: slimdiff inspect emoji
+    """
+    pipe = opening.open(model)
+    network = denoiser(pipe)
+    sites = families.find(network).sites(network)
+    site_table(sites)
+    guess = estimate(pipe, "a picture", num_prompts, sampling_from(model, drawing, {}), 1024)
+    total, pool = network.num_parameters(), pool_parameters(sites)
+    macs = multiply_adds(network, guess.call)
+    # Multiply-adds are linear in the widths, so halving every width removes half of the share.
+    half = {s.name: s.width // 2 for s in sites if s.locked is None}
+    share = 2 * (macs - multiply_adds(network, guess.call, half)) / macs
+    least = least_parameters(total, sites, Grid(8))
+    for line in (
+        f"{type(network).__name__}: {total:,} parameters, {macs / 1e9:.3f} G multiply-adds a call",
+        f"slimmable: {pool / total:.1%} of the parameters, {share:.1%} of the multiply-adds",
+        f"least reachable: {least:,} parameters ({least / total:.1%})",
+        f"{num_prompts} prompts: {guess}",
+    ):
+        out.print(line, highlight=False)

@@ -1,0 +1,115 @@
+"""``slimdiff slim``: the whole job."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..estimate import estimate
+from ..files import new_folder, refuse_existing
+from ..prompts import read_prompts, split
+from ..recipe import refuse_unreachable
+from ..recipe import slim as run_slim
+from ..statistics import Statistics
+from ..store import write_into
+from .display import report_table, say
+from .options import (
+    PATH,
+    Budgeting,
+    Opening,
+    budget_options,
+    force_option,
+    model_options,
+    pool_of,
+    prompt_options,
+    sampling_from,
+    sampling_options,
+)
+
+__all__ = ["slim"]
+
+DEFAULT_POOL = "0.6"
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the slim pipeline.")
+@budget_options
+@prompt_options
+@click.option("--eval-prompts", type=PATH, help="Prompts to compare on, one a line.")
+@click.option("--statistics", type=PATH, help="Where to keep (or find) the calibration.")
+@sampling_options
+@model_options
+@click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
+@force_option
+def slim(
+    model: str,
+    output: Path,
+    prompts: Path | None,
+    num_prompts: int,
+    eval_prompts: Path | None,
+    statistics: Path | None,
+    dry_run: bool,
+    force: bool,
+    budgeting: Budgeting,
+    drawing: dict[str, Any],
+    opening: Opening,
+) -> None:
+    """Slim MODEL and show what it cost; without a budget 60 % of the pool stays.
+
+    MODEL is 'emoji', a pipeline folder, a .safetensors checkpoint or a hub id.
+
+    Example: slimdiff slim emoji --pool 0.6 -o emoji-slim
+    """
+    if budgeting.params is None and budgeting.pool is None:
+        budgeting = Budgeting(**{**vars(budgeting), "pool": DEFAULT_POOL})
+    budget = budgeting.budget()
+    refuse_existing(output, force)
+    pool = pool_of(model, prompts)
+    held_out = read_prompts(eval_prompts) if eval_prompts else None
+    calibration, _ = split(pool, num_prompts, held_out)
+    sampling = sampling_from(model, drawing, {})
+    pipe = opening.open(model)
+    grid = (budgeting.multiple, budgeting.only, budgeting.skip)
+    refuse_unreachable(pipe, budget, *grid)
+    if dry_run:
+        say("Dry run; nothing is written.")
+        click.echo(estimate(pipe, calibration[0], len(calibration), sampling, 1024))
+        return
+    statistics = statistics or output.with_name(f"{output.name}-statistics")
+    if force and Statistics.exists(statistics) and statistics.name.startswith(output.name):
+        shutil.rmtree(statistics)
+    say(f"Calibrating on {len(calibration)} prompts; kept in {statistics}")
+    try:
+        slim_pipe, report = run_slim(
+            pipe,
+            pool,
+            budget,
+            num_prompts=num_prompts,
+            eval_prompts=held_out,
+            sampling=sampling,
+            name=model,
+            statistics=statistics,
+            **budgeting.allocation(),
+        )
+        with new_folder(output, force=force) as work:
+            write_into(slim_pipe, work)
+            report.save(work / "report")
+    except KeyboardInterrupt:
+        say(_what_remains(output, statistics))
+        raise
+    report_table(report)
+    say(f"Slim pipeline in {output}; pictures in {output / 'report' / 'before_after.png'}")
+
+
+def _what_remains(output: Path, statistics: Path) -> str:
+    if not Statistics.exists(statistics):
+        return f"Stopped before the first save; {output} was not written. Run the command again."
+    header = Statistics.load(statistics).header
+    return (
+        f"{output} was not written. {header.done} of {len(header.prompts)} prompts are kept in "
+        f"{statistics}: run the same command to resume there."
+    )

@@ -1,0 +1,188 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from diffusers import DiffusionPipeline
+
+from ..allocation import DEFAULT_POLICY
+from ..budget import Budget
+from ..errors import SlimdiffError
+from ..pipelines import open_pipeline, preset, resolve_device
+from ..policies import POLICIES
+from ..prompts import read_prompts
+from ..sampling import Sampling
+
+__all__ = [
+    "Budgeting",
+    "Opening",
+    "budget_options",
+    "force_option",
+    "model_options",
+    "pool_of",
+    "prompt_options",
+    "sampling_from",
+    "sampling_options",
+]
+
+Command = Callable[..., Any]
+PATH = click.Path(path_type=Path)
+
+force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How to load a model."""
+
+    dtype: str | None
+    device: str | None
+    variant: str | None
+    revision: str | None
+    trust_remote_code: bool
+
+    def open(self, model: str, dtype: str | None = None) -> DiffusionPipeline:
+        """Load ``model``; ``dtype`` is used where the user named none."""
+        name = self.dtype or dtype
+        return open_pipeline(
+            model,
+            dtype=getattr(torch, name) if name else None,
+            device=resolve_device(self.device),
+            variant=self.variant,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@dataclass(frozen=True)
+class Budgeting:
+    """How small, and by which policy."""
+
+    params: str | None
+    pool: str | None
+    policy: str
+    multiple: int
+    only: tuple[str, ...]
+    skip: tuple[str, ...]
+
+    def budget(self) -> Budget:
+        return Budget(params=self.params, pool=self.pool)
+
+    def allocation(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`slimdiff.allocate`."""
+        wanted = ("policy", "multiple", "only", "skip")
+        return {name: getattr(self, name) for name in wanted}
+
+
+def model_options(command: Command) -> Command:
+    """--device --dtype --variant --revision --trust-remote-code, gathered as ``opening``."""
+    options = [
+        click.option("--device", help="cpu, cuda, cuda:1, mps. Default: the best there is."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "float16", "bfloat16"]),
+            help="Default: float32 on a CPU, float16 elsewhere; a slim folder's own.",
+        ),
+        click.option("--variant", help="Weight variant, such as fp16."),
+        click.option("--revision", help="Branch, tag or commit on the hub."),
+        click.option("--trust-remote-code", is_flag=True, help="Run code from the model folder."),
+    ]
+    return _gathered(command, options, "opening", Opening)
+
+
+def budget_options(command: Command) -> Command:
+    """--params --pool --policy --multiple --only --skip, gathered as ``budgeting``."""
+    amount = "a share (0.9), a count (759.5M) or a reduction (-100M)"
+    options = [
+        click.option("--params", help=f"Denoiser parameters to keep: {amount}."),
+        click.option("--pool", help=f"Slimmable parameters to keep: {amount}."),
+        click.option(
+            "--policy",
+            type=click.Choice(list(POLICIES)),
+            default=DEFAULT_POLICY,
+            show_default=True,
+            help="How the budget is shared out.",
+        ),
+        click.option(
+            "--multiple", type=int, default=8, show_default=True, help="Grid of the widths."
+        ),
+        click.option("--only", multiple=True, metavar="PATTERN", help="Cut only these sites."),
+        click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these sites whole."),
+    ]
+    return _gathered(command, options, "budgeting", Budgeting)
+
+
+def sampling_options(command: Command) -> Command:
+    """How pictures are drawn; gathered as the dict ``drawing`` of what the user gave."""
+    options = [
+        click.option("--steps", type=click.IntRange(1), help="Denoising steps. Default: 20."),
+        click.option(
+            "--guidance", type=float, help="Guidance scale. Default: the pipeline's own."
+        ),
+        click.option("--negative-prompt", help="What the pictures should not show."),
+        click.option("--height", type=click.IntRange(8), help="Height in pixels."),
+        click.option("--width", type=click.IntRange(8), help="Width in pixels."),
+        click.option("--batch-size", type=click.IntRange(1), help="Prompts a batch. Default: 8."),
+        click.option("--seed", type=int, help="Seed of the first prompt. Default: 0."),
+    ]
+
+    def gather(**given: Any) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if value is not None}
+
+    return _gathered(command, options, "drawing", gather)
+
+
+def prompt_options(command: Command) -> Command:
+    """--prompts and --num-prompts."""
+    for option in (
+        click.option("--prompts", type=PATH, help="Text file, one prompt a line."),
+        click.option(
+            "--num-prompts", type=int, default=64, show_default=True, help="Calibration prompts."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_from(model: str, drawing: dict[str, Any], known: dict[str, Any]) -> Sampling:
+    """What the user gave, else what is ``known`` of the model, else what its preset likes."""
+    found = preset(model)
+    likes = {"guidance": found.guidance} if found else {}
+    return Sampling(**{**likes, **known, **drawing})
+
+
+def pool_of(model: str, prompts: Path | None) -> list[str]:
+    """The prompt pool: the user's file, or the embedded pipeline's own."""
+    found = preset(model)
+    if prompts is None and found is None:
+        raise SlimdiffError(
+            f"No prompts for '{model}'; expected --prompts FILE, a text file with one prompt a "
+            "line, 64 or more like those the model is used for."
+        )
+    return read_prompts(prompts or found.prompts)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _gathered(
+    command: Command, options: list[Callable[[Command], Command]], name: str, build: Command
+) -> Command:
+    """Add ``options`` to ``command`` and hand them over as one argument ``name``."""
+    own: set[str] = set()
+
+    @wraps(command)
+    def wrapper(**given: Any) -> Any:
+        mine = {key: given.pop(key) for key in own}
+        return command(**given, **{name: build(**mine)})
+
+    wrapped: Command = wrapper
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    added = wrapped.__click_params__[-len(options) :]  # pyright: ignore
+    own.update(param.name for param in added)
+    return wrapped

@@ -1,0 +1,161 @@
+"""The steps of the job, one command each: calibrate, plan, apply, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..allocation import allocate
+from ..calibration import calibrate as run_calibrate
+from ..compression import compress_
+from ..errors import SlimdiffError
+from ..estimate import estimate
+from ..files import new_folder, refuse_existing
+from ..plan import Plan
+from ..prompts import read_prompts, split
+from ..report import compare as run_compare
+from ..statistics import Statistics
+from ..store import PLAN_FILE, load, write_into
+from .display import out, plan_table, report_table, say
+from .options import (
+    PATH,
+    Budgeting,
+    Opening,
+    budget_options,
+    force_option,
+    model_options,
+    pool_of,
+    prompt_options,
+    sampling_from,
+    sampling_options,
+)
+
+__all__ = ["apply", "calibrate", "compare", "plan"]
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the statistics.")
+@prompt_options
+@sampling_options
+@model_options
+@click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
+@force_option
+def calibrate(
+    model: str,
+    output: Path,
+    prompts: Path | None,
+    num_prompts: int,
+    dry_run: bool,
+    force: bool,
+    drawing: dict[str, Any],
+    opening: Opening,
+) -> None:
+    """Watch MODEL denoise and keep the statistics that every budget needs.
+
+    A calibration that was interrupted goes on where it stopped.
+
+    Example: slimdiff calibrate emoji --num-prompts 64 -o emoji-statistics
+    """
+    unfinished = Statistics.exists(output) and not Statistics.load(output).complete
+    refuse_existing(output, force or unfinished)
+    chosen, _ = split(pool_of(model, prompts), num_prompts)
+    sampling = sampling_from(model, drawing, {})
+    pipe = opening.open(model)
+    if dry_run:
+        say("Dry run; nothing is written.")
+        click.echo(estimate(pipe, chosen[0], len(chosen), sampling, 1024))
+        return
+    if unfinished and not force:
+        stats = run_calibrate(pipe, chosen, sampling=sampling, name=model, folder=output)
+    elif output.exists():
+        stats = run_calibrate(pipe, chosen, sampling=sampling, name=model)
+        with new_folder(output, force=True) as work:
+            stats.save(work)
+    else:
+        stats = run_calibrate(pipe, chosen, sampling=sampling, name=model, folder=output)
+    out.print(str(stats), highlight=False)
+
+
+@click.command()
+@click.argument("stats", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="File for the plan (JSON).")
+@budget_options
+@force_option
+def plan(stats: Path, output: Path, force: bool, budgeting: Budgeting) -> None:
+    """Share out a budget over the sites of STATS; no model is needed.
+
+    Example: slimdiff plan emoji-statistics --params 0.8 -o plan.json
+    """
+    refuse_existing(output, force)
+    found = allocate(Statistics.load(stats), budgeting.budget(), **budgeting.allocation())
+    found.save(output)
+    plan_table(found)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("stats", type=PATH)
+@click.argument("plan_file", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the slim pipeline.")
+@model_options
+@force_option
+def apply(
+    model: str, stats: Path, plan_file: Path, output: Path, force: bool, opening: Opening
+) -> None:
+    """Cut MODEL to the widths of PLAN_FILE, which may have been edited by hand.
+
+    Example: slimdiff apply emoji emoji-statistics plan.json -o emoji-slim
+    """
+    refuse_existing(output, force)
+    wanted, found = Plan.load(plan_file), Statistics.load(stats)
+    pipe = opening.open(model, found.header.source.dtype)
+    compress_(pipe, found, wanted)
+    with new_folder(output, force=force) as work:
+        write_into(pipe, work)
+    out.print(str(wanted).splitlines()[-1], highlight=False)
+    say(f"Slim pipeline in {output}")
+
+
+@click.command()
+@click.argument("dense")
+@click.argument("slim", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the report.")
+@click.option("--prompts", type=PATH, help="Prompt pool; its last tenth is compared on.")
+@click.option("--eval-prompts", type=PATH, help="Prompts to compare on, one a line.")
+@sampling_options
+@model_options
+@force_option
+def compare(
+    dense: str,
+    slim: Path,
+    output: Path,
+    prompts: Path | None,
+    eval_prompts: Path | None,
+    force: bool,
+    drawing: dict[str, Any],
+    opening: Opening,
+) -> None:
+    """Draw the same prompts with DENSE and SLIM and report what slimming cost.
+
+    Example: slimdiff compare emoji emoji-slim -o report
+    """
+    refuse_existing(output, force)
+    if not (slim / PLAN_FILE).is_file():
+        raise SlimdiffError(
+            f"'{slim}' is not a slim folder: it has no {PLAN_FILE}. Make one with slimdiff slim."
+        )
+    provenance = Plan.load(slim / PLAN_FILE).calibration
+    held_out = read_prompts(eval_prompts) if eval_prompts else None
+    pool = [] if held_out and not prompts else pool_of(dense, prompts)
+    _, chosen = split(pool, 1, held_out)
+    sampling = sampling_from(dense, drawing, dict(provenance.get("sampling", {})))
+    dense_pipe = opening.open(dense, provenance.get("dtype"))
+    slim_pipe = load(slim, device=dense_pipe.device)
+    report = run_compare(dense_pipe, slim_pipe, chosen, sampling=sampling)
+    with new_folder(output, force=force) as work:
+        report.save(work)
+    report_table(report)
+    say(f"Report in {output}")

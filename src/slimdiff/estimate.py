@@ -1,0 +1,73 @@
+"""What a calibration will take, before it runs: one short sampling run is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffusers import DiffusionPipeline
+
+from . import families
+from .denoiser import denoiser
+from .environment import peak_mib
+from .gains import Call, capture_calls
+from .recording import TokenSampling, empty_sums, recording
+from .sampling import IndexedPrompt, Sampling
+from .sites import Site
+
+__all__ = ["Estimate", "estimate", "moment_mib"]
+
+_PROBE_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted wall time (s) of sampling and gains, and peak memory (MiB)."""
+
+    sampling_s: float
+    gains_s: float
+    peak_mib: float
+    statistics_mib: float
+    call: Call
+
+    def __str__(self) -> str:
+        minutes = (self.sampling_s + self.gains_s) / 60
+        return (
+            f"about {minutes:.1f} min to calibrate ({self.sampling_s:.0f} s sampling, at most "
+            f"{self.gains_s:.0f} s gains), peak memory about {self.peak_mib:.0f} MiB, statistics "
+            f"{self.statistics_mib:.0f} MiB on disk"
+        )
+
+
+def moment_mib(sites: Sequence[Site]) -> float:
+    """Memory of the float64 sums of all unlocked sites, MiB."""
+    total = 0
+    for site in sites:
+        if site.locked is None:
+            inner = site.heads * site.width
+            total += 2 * inner * site.width if site.kind == "qk" else (inner + 1) ** 2
+    return total * 8 / 2**20
+
+
+def estimate(
+    pipe: DiffusionPipeline, prompt: str, count: int, sampling: Sampling, tokens: int | None
+) -> Estimate:
+    """Time ``_PROBE_STEPS`` steps of one batch, hooks on, and scale up to ``count`` prompts."""
+    model = denoiser(pipe)
+    sites = families.find(model).sites(model)
+    batch: list[IndexedPrompt] = [(i, prompt) for i in range(min(count, sampling.batch_size))]
+    probe = Sampling(**{**sampling.to_dict(), "steps": _PROBE_STEPS})
+    sums = empty_sums(sites, model.device)
+    with recording(model, sites, sums, tokens=TokenSampling(tokens, sampling.seed)):
+        (call,) = capture_calls(pipe, batch, probe, 1)[:1]
+        begin = time.perf_counter()
+        capture_calls(pipe, batch, probe, 1)
+        step = (time.perf_counter() - begin) / _PROBE_STEPS
+    batches = -(-count // len(batch))
+    seconds = step * sampling.steps * batches
+    moments = moment_mib(sites)
+    widest = max((s.heads * s.width for s in sites if s.locked is None), default=0)
+    # Decomposing the widest site holds about four float64 copies of its moment.
+    peak = peak_mib(pipe.device) + moments + 4 * widest**2 * 8 / 2**20
+    return Estimate(seconds, seconds, peak, moments, call)

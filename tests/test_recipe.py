@@ -1,0 +1,152 @@
+"""The main path on a tiny pipeline, through the library."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_pipeline
+
+import slimdiff
+from slimdiff.denoiser import denoiser, fingerprint
+from slimdiff.recipe import copy_pipeline
+
+PROMPTS = [f"thing {i}" for i in range(12)]
+SAMPLING = slimdiff.Sampling(steps=2, guidance=3.0, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def stats(pipe):
+    return slimdiff.calibrate(pipe, PROMPTS[:4], sampling=SAMPLING)
+
+
+def test_slim_leaves_the_dense_pipeline_alone_and_meets_the_budget(pipe):
+    before = fingerprint(denoiser(pipe))
+    slim, report = slimdiff.slim(
+        pipe, PROMPTS, slimdiff.Budget(pool=0.6), num_prompts=4, sampling=SAMPLING, multiple=2
+    )
+    assert fingerprint(denoiser(pipe)) == before
+    assert 0.5 < report.pool.kept <= 0.6
+    assert denoiser(slim).num_parameters() == report.params.slim < report.params.dense
+    assert report.macs.slim < report.macs.dense
+    assert report.fidelity.noise_rel_mse > 0
+    assert slim.vae is pipe.vae
+
+
+def test_full_budget_changes_nothing(pipe, stats):
+    plan = slimdiff.allocate(stats, slimdiff.Budget(params=1.0))
+    slim = copy_pipeline(pipe)
+    slimdiff.compress_(slim, stats, plan)
+    report = slimdiff.compare(pipe, slim, [(9, "thing")], sampling=SAMPLING)
+    assert report.fidelity.noise_rel_mse == 0
+    assert report.params.kept == 1
+
+
+def test_error_grows_as_the_pool_shrinks_from_one_calibration(pipe, stats):
+    errors = []
+    for pool in (0.9, 0.6, 0.3):
+        plan = slimdiff.allocate(stats, slimdiff.Budget(pool=pool), multiple=2)
+        slim = copy_pipeline(pipe)
+        slimdiff.compress_(slim, stats, plan)
+        report = slimdiff.compare(pipe, slim, [(9, "thing")], sampling=SAMPLING)
+        errors.append(report.fidelity.noise_rel_mse)
+    assert errors == sorted(errors)
+    assert errors[0] < errors[-1]
+
+
+def test_predicted_error_is_near_the_achieved_on_the_calibration_prompts(pipe, stats):
+    # Cross-attention keys of a short context are rank-deficient; float32 noise in their moments
+    # must not turn into directions.
+    for pool in (0.8, 0.5):
+        plan = slimdiff.allocate(stats, slimdiff.Budget(pool=pool), multiple=2)
+        slim = copy_pipeline(pipe)
+        slimdiff.compress_(slim, stats, plan)
+        report = slimdiff.compare(pipe, slim, stats.header.prompts, sampling=SAMPLING)
+        assert 1 / 3 < report.fidelity.noise_rel_mse / plan.predicted_error < 3
+
+
+def test_same_statistics_give_the_same_plan(stats):
+    plans = [slimdiff.allocate(stats, slimdiff.Budget(pool=0.5), multiple=2) for _ in range(2)]
+    assert plans[0] == plans[1]
+    assert str(plans[0]) == str(plans[1])
+
+
+def test_halves_of_the_prompts_merge_to_the_whole(pipe, stats):
+    halves = [
+        slimdiff.calibrate(pipe, PROMPTS[i : i + 2], sampling=SAMPLING, start=i) for i in (0, 2)
+    ]
+    merged = slimdiff.merge(halves)
+    assert merged.header.prompts == stats.header.prompts
+    assert not merged.complete
+    for site, sums in stats.sums.items():
+        for name, whole in sums.items():
+            worst = (merged.sums[site][name] - whole).abs().max() / whole.abs().max()
+            assert worst < 1e-6, (site, name)
+
+
+def test_merged_statistics_are_finished_with_the_model(pipe, stats):
+    from slimdiff.calibration import finish
+
+    halves = [
+        slimdiff.calibrate(pipe, PROMPTS[i : i + 2], sampling=SAMPLING, start=i) for i in (0, 2)
+    ]
+    merged = slimdiff.merge(halves)
+    with pytest.raises(slimdiff.SlimdiffError, match="incomplete or were merged"):
+        slimdiff.allocate(merged, slimdiff.Budget(pool=0.5))
+    budget = slimdiff.Budget(pool=0.5)
+    plan = slimdiff.allocate(finish(pipe, merged), budget, multiple=2)
+    assert plan.widths == slimdiff.allocate(stats, budget, multiple=2).widths
+
+
+def test_calibration_stopped_between_batches_resumes_to_the_same_sums(pipe, stats, tmp_path):
+    calls = []
+    original = type(pipe).__call__
+
+    class Stop(Exception):
+        pass
+
+    def stopping(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stop
+        return original(self, *args, **kwargs)
+
+    import slimdiff.calibration as calibration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pipe), "__call__", stopping)
+        patch.setattr(calibration, "_SAVE_EVERY", 0.0)
+        with pytest.raises(Stop):
+            slimdiff.calibrate(pipe, PROMPTS[:4], sampling=SAMPLING, folder=tmp_path / "s")
+    assert slimdiff.Statistics.load(tmp_path / "s").header.done == 2
+    resumed = slimdiff.calibrate(pipe, PROMPTS[:4], sampling=SAMPLING, folder=tmp_path / "s")
+    for site, sums in stats.sums.items():
+        assert all(torch.equal(resumed.sums[site][name], whole) for name, whole in sums.items())
+    assert slimdiff.Statistics.load(tmp_path / "s").complete
+
+
+def test_prompts_are_sampled_alike_in_any_batch(pipe):
+    from slimdiff.sampling import sample_latents
+
+    both = sample_latents(pipe, [(0, "thing 0"), (1, "thing 1")], SAMPLING)
+    alone = sample_latents(pipe, [(1, "thing 1")], SAMPLING)
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_an_edited_plan_applies_with_unequal_widths(pipe, stats, tmp_path):
+    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=0.9), multiple=4)
+    site = next(name for name in plan.widths if name.endswith("attn1.qk"))
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    path.write_text(path.read_text().replace(f'"{site}": {plan.widths[site]}', f'"{site}": 3', 1))
+    slim = copy_pipeline(pipe)
+    slimdiff.compress_(slim, stats, slimdiff.Plan.load(path))
+    attention = denoiser(slim).get_submodule(site.removesuffix(".qk"))
+    assert attention.to_q.out_features == 3 * attention.heads
+    assert type(attention.processor).__name__ == "SlimAttnProcessor"
+    report = slimdiff.compare(pipe, slim, [(9, "thing")], sampling=SAMPLING)
+    assert 0 < report.fidelity.noise_rel_mse < 1
