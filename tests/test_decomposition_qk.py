@@ -64,7 +64,7 @@ def test_full_width_is_the_identity(seed, data, heads, width, exponent):
 def test_every_width_loses_what_it_says_over_all_pairs(seed, data, heads, width):
     r = data.draw(st.integers(0, width))
     q, k = heads_of(seed, heads, width, width), heads_of(seed + 1, heads, width, width)
-    basis = decompose(q, k, damping=0.0)
+    basis = decompose(q, k, floor=0.0)
     total = energy(q @ k.mT)
     measured = pair_loss(q, k, basis, r) / total
     torch.testing.assert_close(measured, float(basis.errors[r]), rtol=1e-8, atol=1e-12)
@@ -127,7 +127,7 @@ def test_widths_down_to_the_rank_lose_nothing(seed, data, heads, width):
     q, k = heads_of(seed, heads, width, rank), heads_of(seed + 1, heads, width, width)
     basis = decompose(q, k)
     assert all(torch.isfinite(t).all() for t in basis.tensors.values())
-    assert pair_loss(q, k, basis, rank) <= 1e-9 * energy(q @ k.mT)
+    assert pair_loss(q, k, basis, rank) <= 1e-6 * energy(q @ k.mT)
 
 
 @given(seeds, st.integers(1, 6), st.sampled_from(["query", "key"]))
@@ -186,7 +186,7 @@ def test_predicted_equals_measured_on_a_real_attention(seed, bias, cross, mask, 
     if mask:
         call["attention_mask"] = padding(seed, 3, 8 if cross else 7)
     site, sums = site_of(model, "qk"), record(model, [call])
-    basis = EXACT["qk"].decompose(sums[site.name], NONE, damping=0.0)
+    basis = EXACT["qk"].decompose(sums[site.name], NONE, floor=0.0)
     assume(basis.errors[width - 1] > 1e-12)
     q, k = logits(model, call)
     dense = q @ k.mT

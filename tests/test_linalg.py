@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import augmented, normal, samples, seeds
+from helpers import augmented, gram, normal, samples, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,27 +41,44 @@ def test_a_moment_of_zeros_is_damped_to_the_identity():
     torch.testing.assert_close(damped(c, 1e-9)[0], torch.eye(3, dtype=torch.float64))
 
 
-@given(seeds, widths, st.sampled_from([0.0, 1e-10, 1e-2]), st.integers(-6, 6))
-def test_roots_of_full_rank_moments_are_roots_and_inverses(seed, width, damping, exponent):
+@given(seeds, widths, st.integers(-6, 6))
+def test_roots_of_full_rank_moments_are_roots_and_inverses(seed, width, exponent):
     c = torch.cov(samples(seed, width + 20, width).mT).reshape(1, width, width) * 10.0**exponent
-    root, inverse = roots(c, damping)
-    expected = damped(c, damping) if damping else c
-    torch.testing.assert_close(root @ root, expected, rtol=1e-10, atol=1e-11 * 10.0**exponent)
+    root, inverse = roots(c, 0.0)
+    torch.testing.assert_close(root @ root, c, rtol=0, atol=1e-12 * float(c.abs().max()))
     torch.testing.assert_close(
-        (inverse @ expected @ inverse)[0], torch.eye(width).double(), rtol=0, atol=1e-4
+        (inverse @ c @ inverse)[0], torch.eye(width).double(), rtol=0, atol=1e-4
     )
     torch.testing.assert_close(root, root.mT)
-    assert torch.linalg.eigvalsh(root).min() >= -1e-12 * root.abs().max()
+    assert torch.linalg.eigvalsh(root).min() >= 0
+
+
+@given(seeds, st.integers(2, 9), st.sampled_from([1e-7, 1e-2]), st.integers(-6, 6), st.data())
+def test_a_floor_lifts_only_the_eigenvalues_below_it(seed, width, floor, exponent, data):
+    rank = data.draw(st.integers(1, width), label="rank")
+    c = gram(normal(seed, 30, rank) @ normal(seed + 1, rank, width)) * 10.0**exponent
+    values, vectors = torch.linalg.eigh(c)
+    expected = vectors @ torch.diag(values.clamp_min(floor * float(values[-1]))) @ vectors.mT
+    root, inverse = roots(c[None], floor)
+    scale = float(c.abs().max())
+    torch.testing.assert_close(root[0] @ root[0], expected, rtol=0, atol=1e-11 * scale)
+    torch.testing.assert_close((inverse @ root)[0], torch.eye(width).double(), rtol=0, atol=1e-6)
+
+
+def test_the_floor_follows_each_matrix_and_zeros_count_as_the_identity():
+    c = torch.stack([torch.diag(torch.tensor(d)) for d in ([4.0, 0], [400.0, 0], [0.0, 0])])
+    root, _ = roots(c.double(), 0.25)
+    expected = torch.tensor([[2.0, 1], [20.0, 10], [1.0, 1]]).double()
+    torch.testing.assert_close(root.diagonal(dim1=1, dim2=2), expected)
 
 
 @given(seeds, widths, st.data())
-def test_undamped_roots_of_deficient_moments_are_pseudo_inverses(seed, width, data):
-    rank = data.draw(st.integers(0, width))
+def test_roots_without_floor_are_pseudo_inverses(seed, width, data):
+    rank = data.draw(st.integers(1, width), label="rank")
     x = normal(seed, width + 20, rank) @ normal(seed + 1, rank, width)
-    root, inverse = roots((x.mT @ x)[None], 0.0)
+    root, inverse = roots(gram(x)[None], 0.0)
     scale = 1e-6 * max(1.0, float(root.abs().max()))
     torch.testing.assert_close(root @ inverse @ root, root, rtol=0, atol=scale)
-    assert torch.isfinite(inverse).all()
     assert torch.linalg.matrix_rank(inverse[0]) == torch.linalg.matrix_rank(x)
 
 

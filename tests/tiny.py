@@ -42,7 +42,7 @@ def tiny_pipeline() -> StableDiffusionPipeline:
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=tokenizer,
         unet=model,
-        scheduler=DDIMScheduler(clip_sample=False),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -111,7 +111,7 @@ def _loaded(
         return load(place, dtype=dtype, **options)
     except SlimdiffError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise SlimdiffError(
             f"Model '{model}' cannot be loaded: {reason}. Check the path or id, that its weights "

@@ -40,7 +40,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.emoji.common import base_parser, describe, grid, load_drawings, prepare
+from training.emoji.common import (
+    Drawing,
+    base_parser,
+    describe,
+    grid,
+    load_drawings,
+    prepare,
+)
 from training.emoji.models import (
     build_pipeline,
     build_scheduler,
@@ -107,6 +114,15 @@ class Stop:
         self.asked = True
 
 
+def training_set(work: Path) -> tuple[list[Drawing], Tensor]:
+    """All drawings but the held-out ones, and their latents."""
+    drawings, path = load_drawings(work), work / "latents.safetensors"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: run `python -m training.emoji.autoencoder` first")
+    seen = [i for i, drawing in enumerate(drawings) if not drawing.held_out]
+    return [drawings[i] for i in seen], load_file(path)["latents"][seen]
+
+
 class Trainer:
     """Networks, their moving average, optimizers and progress, and how to save them."""
 
@@ -129,10 +145,8 @@ class Trainer:
             self.progress = Progress(facts["step"], facts["pictures"], facts["hours"])
             self.fresh_at = self.progress.step
 
-        drawings, latents = load_drawings(args.work), load_file(args.work / "latents.safetensors")
-        seen = [i for i, drawing in enumerate(drawings) if not drawing.held_out]
-        self.latents = latents["latents"][seen].to(device)
-        self.tokenizer, self.drawings = tokenizer, [drawings[i] for i in seen]
+        self.drawings, latents = training_set(args.work)
+        self.tokenizer, self.latents = tokenizer, latents.to(device)
         self.alphas = build_scheduler().alphas_cumprod.to(device)
         self.velocity = unet if args.eager else torch.compile(unet)
 

@@ -17,7 +17,7 @@ _err = Console(stderr=True)
 
 def say(message: str) -> None:
     """Tell what is going on."""
-    _err.print(message, style="dim", highlight=False, markup=False)
+    _err.print(message, style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 def site_table(sites: list[Site]) -> None:
@@ -31,7 +31,8 @@ def site_table(sites: list[Site]) -> None:
     free = [s for s in sites if s.locked is None]
     out.print(
         f"{len(free)} sites can be cut, {len(sites) - len(free)} are locked; "
-        f"{pool_parameters(sites):,} slimmable parameters"
+        f"{pool_parameters(sites):,} slimmable parameters",
+        soft_wrap=True,
     )
 
 
@@ -41,7 +42,7 @@ def plan_table(plan: Plan) -> None:
     for site, before, after, parameters, share in plan.rows():
         table.add_row(site, f"{before} -> {after}", f"{parameters:,}", f"{share:.1%}")
     out.print(table)
-    out.print(str(plan).splitlines()[-1], highlight=False)
+    out.print(str(plan).splitlines()[-1], highlight=False, soft_wrap=True)
 
 
 def report_table(report: Report) -> None:
@@ -64,4 +65,5 @@ def report_table(report: Report) -> None:
         f"of the latents {f.latent_rel_mse:.2e}; pictures: PSNR {f.psnr_db:.1f} dB, "
         f"SSIM {f.ssim:.3f}",
         highlight=False,
+        soft_wrap=True,
     )

@@ -58,4 +58,4 @@ def inspect(
         f"least reachable: {least:,} parameters ({least / total:.1%})",
         f"{num_prompts} prompts: {guess}",
     ):
-        out.print(line, highlight=False)
+        out.print(line, highlight=False, soft_wrap=True)

@@ -76,7 +76,7 @@ def calibrate(
             stats.save(work)
     else:
         stats = run_calibrate(pipe, chosen, sampling=sampling, name=model, folder=output)
-    out.print(str(stats), highlight=False)
+    out.print(str(stats), highlight=False, soft_wrap=True)
 
 
 @click.command()
@@ -115,7 +115,7 @@ def apply(
     compress_(pipe, found, wanted)
     with new_folder(output, force=force) as work:
         write_into(pipe, work)
-    out.print(str(wanted).splitlines()[-1], highlight=False)
+    out.print(str(wanted).splitlines()[-1], highlight=False, soft_wrap=True)
     say(f"Slim pipeline in {output}")
 
 

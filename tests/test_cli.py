@@ -1,0 +1,301 @@
+"""The command line on a tiny pipeline: every command, every bad input, by text and exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+from tiny import prompt_file, tiny_folder
+
+from slimdiff.cli import main
+
+SMALL = ["--steps", "2", "--batch-size", "2", "--guidance", "3", "--device", "cpu"]
+CUT = ["--num-prompts", "2", "--multiple", "2"]
+
+
+def run(*args, cwd):
+    """Run the command in this process; importing torch anew each time would take minutes."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["slimdiff", *map(str, args)])
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
+
+
+def refused(result, *texts):
+    """Assert a clean refusal whose message holds every text."""
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    assert "Traceback" not in result.stderr
+    flat = " ".join(result.stderr.split())
+    for text in texts:
+        assert re.search(text, flat), (text, flat)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny model, prompts, statistics and a slim folder made by the commands."""
+    root = tmp_path_factory.mktemp("cli")
+    tiny_folder(root / "model")
+    prompt_file(root / "prompts.txt")
+    made = run(
+        "slim", "model", "-o", "slim", "--pool", "0.6", "--prompts", "prompts.txt",
+        "--statistics", "stats", *CUT, *SMALL, cwd=root,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return root
+
+
+def test_slim_writes_a_pipeline_a_plan_and_a_report(place):
+    report = json.loads((place / "slim/report/report.json").read_text())
+    assert 0.4 < report["pool"]["kept"] <= 0.6
+    assert report["params"]["slim"] < report["params"]["dense"]
+    wanted = {
+        "params": {"dense", "slim", "kept"},
+        "pool": {"dense", "slim", "kept"},
+        "macs": {"dense", "slim", "kept"},
+        "step_time": {"dense_ms", "slim_ms", "ratio"},
+        "fidelity": {"noise_rel_mse", "latent_rel_mse", "psnr_db", "ssim"},
+        "calibration": {"prompts", "steps", "seconds", "peak_mib"},
+    }
+    for key, names in wanted.items():
+        assert names <= set(report[key]), key
+        assert all(report[key][name] is not None for name in names)
+    assert {"seed", "versions", "device"} <= set(report)
+    assert (place / "slim/report/before_after.png").stat().st_size > 1000
+    assert "| parameters |" in (place / "slim/report/report.md").read_text()
+    assert json.loads((place / "slim/slimdiff_plan.json").read_text())["widths"]
+    assert not [p for p in place.iterdir() if p.name.startswith(".")]
+
+
+def test_plan_apply_and_compare_need_no_second_calibration(place):
+    stamp = (place / "stats/statistics.json").stat().st_mtime_ns
+    planned = run(
+        "plan", "stats", "--pool", "0.8", "--multiple", "2", "-o", "plan.json", cwd=place
+    )
+    assert planned.returncode == 0, planned.stderr
+    applied = run("apply", "model", "stats", "plan.json", "-o", "slim8", cwd=place)
+    assert applied.returncode == 0, applied.stderr
+    compared = run(
+        "compare", "model", "slim8", "--prompts", "prompts.txt", "-o", "report8", *SMALL, cwd=place
+    )
+    assert compared.returncode == 0, compared.stderr
+    small = json.loads((place / "slim/report/report.json").read_text())
+    large = json.loads((place / "report8/report.json").read_text())
+    assert large["params"]["slim"] > small["params"]["slim"]
+    assert (place / "stats/statistics.json").stat().st_mtime_ns == stamp
+
+
+def test_generate_draws_the_same_file_twice(place):
+    for name in ("a.png", "b.png"):
+        drawn = run("generate", "slim", "a thing", "-o", name, "--seed", "3", *SMALL, cwd=place)
+        assert drawn.returncode == 0, drawn.stderr
+    assert (place / "a.png").read_bytes() == (place / "b.png").read_bytes()
+    other = run("generate", "slim", "a thing", "-o", "c.png", "--seed", "4", *SMALL, cwd=place)
+    assert other.returncode == 0
+    assert (place / "a.png").read_bytes() != (place / "c.png").read_bytes()
+
+
+def test_inspect_lists_sites_and_says_what_it_takes(place):
+    result = run("inspect", "model", *SMALL, cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert "least reachable" in result.stdout
+    assert "of the multiply-adds" in result.stdout
+    assert "peak memory about" in result.stdout
+
+
+def test_dry_run_writes_nothing(place):
+    before = sorted(p.name for p in place.iterdir())
+    result = run(
+        "slim", "model", "-o", "dry", "--prompts", "prompts.txt", "--dry-run", *CUT, *SMALL,
+        cwd=place,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"about [\d.]+ min to calibrate .* peak memory", result.stdout)
+    assert sorted(p.name for p in place.iterdir()) == before
+
+
+def test_version_and_help_of_every_command(place):
+    version = subprocess.run(
+        [sys.executable, "-m", "slimdiff", "--version"], capture_output=True, text=True
+    )
+    assert re.match(r"slimdiff, version \d", version.stdout)
+    for command in ("slim", "calibrate", "plan", "apply", "compare", "inspect", "generate"):
+        result = run(command, "--help", cwd=place)
+        assert result.returncode == 0
+        assert "Example: slimdiff" in result.stdout
+
+
+def test_existing_output_is_refused_without_force(place):
+    refused(
+        run("slim", "model", "-o", "slim", "--prompts", "prompts.txt", *CUT, *SMALL, cwd=place),
+        "Output 'slim' already exists.*--force",
+    )
+
+
+def test_unknown_model(place):
+    refused(run("inspect", "no-such-thing", cwd=place), "Unknown model 'no-such-thing'; expected")
+
+
+def test_folder_without_model_index(place, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(run("inspect", "empty", cwd=tmp_path), "'empty' has no model_index.json; expected")
+
+
+def test_truncated_weights(place, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    weights = next((folder / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(run("inspect", "model", cwd=tmp_path), "unet/.*truncated or not a safetensors file")
+
+
+def test_nan_in_a_weight(place, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    weights = next((folder / "unet").glob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors["conv_in.weight"][0, 0, 0, 0] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    refused(run("inspect", "model", cwd=tmp_path), "Weight 'conv_in.weight' of UNet2DCondition")
+
+
+def test_statistics_of_another_model(place, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    weights = next((folder / "unet").glob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors["conv_in.weight"] *= 2
+    save_file(tensors, weights, metadata={"format": "pt"})
+    run("plan", place / "stats", "--pool", "0.8", "--multiple", "2", "-o", "p.json", cwd=tmp_path)
+    refused(
+        run("apply", "model", place / "stats", "p.json", "-o", "out", cwd=tmp_path),
+        "statistics are of another model: 'model'",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_impossible_budget_is_refused_before_calibrating(place):
+    refused(
+        run(
+            "slim",
+            "model",
+            "-o",
+            "new",
+            "--params",
+            "0.01",
+            "--prompts",
+            "prompts.txt",
+            *CUT,
+            *SMALL,
+            cwd=place,
+        ),  # fmt: skip
+        r"Budget params=0.01 is out of reach.*at least [\d,]+ stay \(params=0\.\d+",
+    )
+    assert not list(place.glob("new*"))
+
+
+@pytest.mark.parametrize("amount", ["0", "abc", "-0", "nan", "1e"])
+def test_a_budget_that_is_no_amount(place, amount):
+    refused(run("plan", "stats", f"--pool={amount}", "-o", "x.json", cwd=place), "Budget pool='")
+    assert not (place / "x.json").exists()
+
+
+def test_empty_and_missing_prompt_files(place):
+    (place / "none.txt").write_text("\n# nothing\n")
+    for name, text in (("none.txt", "'none.txt' is empty"), ("lost.txt", "No prompt file at")):
+        refused(run("calibrate", "model", "-o", "s2", "--prompts", name, *SMALL, cwd=place), text)
+    refused(run("calibrate", "model", "-o", "s2", *SMALL, cwd=place), "No prompts for 'model'")
+    assert not (place / "s2").exists()
+
+
+def test_damaged_statistics_and_plans(place, tmp_path):
+    (tmp_path / "plan.json").write_text('{"format": 1, "widths": 3}')
+    refused(
+        run("apply", place / "model", place / "stats", "plan.json", "-o", "o", cwd=tmp_path),
+        "'plan.json' is not a valid plan at",
+    )
+    refused(run("plan", "nowhere", "--pool", "0.5", "-o", "p.json", cwd=tmp_path), "No statistics")
+
+
+def test_unusable_device_and_bad_option(place):
+    refused(run("inspect", "model", "--device", "cuda:7", cwd=place), "Device 'cuda:7' cannot")
+    refused(run("slim", "model", cwd=place), "Missing option")
+    refused(run("plan", "stats", "--policy", "best", "-o", "x", cwd=place), "Invalid value")
+
+
+def test_a_denoiser_of_an_unknown_architecture(tmp_path):
+    model = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    DDPMPipeline(model, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    prompt_file(tmp_path / "prompts.txt")
+    for command in (["inspect", "ddpm"], ["slim", "ddpm", "-o", "x", "--prompts", "prompts.txt"]):
+        refused(
+            run(*command, cwd=tmp_path),
+            "UNet2DModel is not supported; supported: .*UNet2DConditionModel.* CONTRIBUTING",
+        )
+
+
+def test_ctrl_c_leaves_no_output_and_says_what_can_be_resumed(place):
+    args = [
+        "slim", "model", "-o", "late", "--prompts", "prompts.txt", "--pool", "0.6", "--steps",
+        "900", "--batch-size", "1", "--multiple", "2", "--num-prompts", "4", "--device", "cpu",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slimdiff", *args],
+        cwd=place,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "Calibrating" in process.stderr.readline()
+    time.sleep(2)
+    os.kill(process.pid, signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, rest
+    assert "late was not written" in " ".join(rest.split())
+    assert "Traceback" not in rest
+    assert not (place / "late").exists()
+    assert not [p for p in place.iterdir() if p.name.startswith(".")]
+
+
+def test_a_full_disk_leaves_nothing(place, monkeypatch, capsys):
+    from slimdiff import store
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "weights")
+
+    monkeypatch.setattr(store, "plan_of", full)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(
+        sys, "argv", ["slimdiff", "apply", "model", "stats", "slim/slimdiff_plan.json", "-o", "f"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "No space left on device: 'weights'" in capsys.readouterr().err
+    assert not Path("f").exists()
+    assert not [p for p in place.iterdir() if p.name.startswith(".")]
