@@ -125,7 +125,7 @@ def statistics(first: int = 0, count: int = 4, **header: Any) -> Statistics:
     sums = empty_sums(sites, torch.device("cpu"))
     for i, name in enumerate(sums):
         for j, total in enumerate(sums[name].values()):
-            total += normal(100 * first + 10 * i + j, *total.shape)
+            total += normal(100 * first + 10 * i + j, *total.shape).abs()
     bases, gains = {}, {}
     for i, site in enumerate(sites):
         errors = torch.linspace(1, 0, site.width + 1, dtype=torch.float64) ** (2 + i % 3)

@@ -221,7 +221,8 @@ def test_empty_and_missing_prompt_files(place):
     (place / "none.txt").write_text("\n# nothing\n")
     for name, text in (("none.txt", "'none.txt' is empty"), ("lost.txt", "No prompt file at")):
         refused(run("calibrate", "model", "-o", "s2", "--prompts", name, *SMALL, cwd=place), text)
-    refused(run("calibrate", "model", "-o", "s2", *SMALL, cwd=place), "No prompts for 'model'")
+    shipped = run("calibrate", "model", "-o", "s2", "--dry-run", *SMALL, cwd=place)
+    assert shipped.returncode == 0, shipped.stderr
     assert not (place / "s2").exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 
@@ -10,6 +10,7 @@ from .budget import Budget
 from .errors import SlimdiffError
 from .plan import Plan
 from .policies import POLICIES, Group, Option
+from .policies.ara import stream_share
 from .sites import Site, pool_parameters
 from .statistics import Statistics
 
@@ -29,9 +30,10 @@ def allocate(
 ) -> Plan:
     """Choose a width for every site such that the denoiser keeps at most ``budget``.
 
-    ``policy``: ``measured`` minimises the predicted output error, ``uniform`` keeps one common
-    share. Widths are multiples of ``multiple`` (or whole), query-key and value-output widths of an
-    attention are equal. Sites that match no pattern of ``only``, or one of ``skip``, stay whole.
+    ``policy``: ``measured`` minimises the predicted output error, ``ara`` the spectral one,
+    ``uniform`` keeps one common share. Widths are multiples of ``multiple`` (or whole), query-key
+    and value-output widths of an attention are equal. Sites that match no pattern of ``only``, or
+    one of ``skip``, stay whole.
 
     Raises SlimdiffError for an unknown policy, statistics without gains, or a budget out of reach.
     """
@@ -47,8 +49,9 @@ def allocate(
     parameters, sites = header.source.parameters, header.sites
     grid = Grid(multiple, tuple(only), tuple(skip))
     check_budget(parameters, sites, budget, grid)
+    error = ERRORS[policy]
     groups = [
-        Group(name, tuple(_option(stats, members, ws) for ws in grid.widths(members)))
+        Group(name, tuple(_option(stats, members, ws, error) for ws in grid.widths(members)))
         for name, members in tied(sites)
     ]
     kept = parameters - sum(site.parameters() for site in sites if site.locked is None)
@@ -65,7 +68,7 @@ def allocate(
         budget=asdict(budget),
         policy=policy,
         multiple=multiple,
-        method="exact",
+        method=header.method,
         denoiser=header.source.denoiser,
         model_hash=header.source.hash,
         calibration=_provenance(stats),
@@ -137,11 +140,28 @@ def predicted_error(stats: Statistics, site: str, width: int) -> float:
     return gain.error * float(curve[width]) / reference if reference > 0 else 0.0
 
 
-def _option(stats: Statistics, members: Sequence[Site], widths: dict[str, int]) -> Option:
+def spectral_error(stats: Statistics, site: str, width: int) -> float:
+    """Error put on the residual stream by cutting ``site`` to ``width`` (policy ``ara``)."""
+    return stream_share(stats.bases[site].errors, stats.sums[site]["energy"], width)
+
+
+ERRORS: dict[str, Callable[[Statistics, str, int], float]] = {
+    "uniform": predicted_error,
+    "ara": spectral_error,
+    "measured": predicted_error,
+}
+
+
+def _option(
+    stats: Statistics,
+    members: Sequence[Site],
+    widths: dict[str, int],
+    error: Callable[[Statistics, str, int], float],
+) -> Option:
     return Option(
         widths,
         sum(site.parameters(widths[site.name]) for site in members),
-        sum(predicted_error(stats, site.name, widths[site.name]) for site in members),
+        sum(error(stats, site.name, widths[site.name]) for site in members),
         min(widths[site.name] / site.width for site in members),
     )
 
@@ -151,7 +171,7 @@ def _provenance(stats: Statistics) -> dict[str, object]:
     return {
         "model": header.source.name,
         "dtype": header.source.dtype,
-        "prompts": header.done,
+        "prompts": header.done + len(header.gain_prompts),
         "seconds": round(header.seconds, 2),
         "peak_mib": round(header.peak_mib, 1),
         "device": header.device,

@@ -19,21 +19,35 @@ from torch import Tensor
 __all__ = ["SlimAttnProcessor", "fit_attention_"]
 
 
-def fit_attention_(attn: Attention) -> None:
-    """Make ``attn`` run at the widths its Linears now have, in place."""
+def fit_attention_(attn: Attention, *, rescale: bool) -> None:
+    """Make ``attn`` run at the widths its Linears now have, in place.
+
+    ``rescale`` where the query-key width was cut: its maps ask for ``r^-0.5``.
+    """
     assert attn.to_k is not None
     assert attn.to_v is not None
     query_key = attn.to_k.out_features // attn.heads
     value = attn.to_v.out_features // attn.heads
-    attn.scale = query_key**-0.5
-    if query_key != value:
-        attn.set_processor(SlimAttnProcessor())  # pyright: ignore
+    if rescale:
+        attn.scale = query_key**-0.5
+    old = attn.processor
+    if isinstance(old, SlimAttnProcessor):
+        if query_key == value and old.replaced is not None:
+            attn.set_processor(old.replaced)
+    elif query_key != value:
+        attn.set_processor(SlimAttnProcessor(old))  # pyright: ignore
 
 
 class SlimAttnProcessor:
-    """Scaled dot-product attention with head widths r_qk and r_vo of their own."""
+    """Scaled dot-product attention with head widths r_qk and r_vo of their own.
+
+    ``replaced`` is the processor to go back to once both widths are equal.
+    """
 
     _attention_backend = None  # its presence lets set_attention_backend() reach this processor
+
+    def __init__(self, replaced: Any = None) -> None:
+        self.replaced = replaced
 
     def __call__(
         self,

@@ -21,7 +21,7 @@ class Budget:
 
     ``params`` speaks of all the denoiser's parameters, ``pool`` of the slimmable ones (weights
     and biases of the Linears of unlocked sites). Each is a share (0 < x <= 1, or ``"90%"``), a
-    count (``759.5e6``, ``"759.5M"``) or a reduction (negative: ``"-100M"``).
+    count (``759.5e6``, ``"759.5M"``) or a reduction (negative: ``"-100M"``, ``"-10%"``).
     """
 
     params: Amount | None = None
@@ -51,8 +51,10 @@ class Budget:
 def _kept(amount: Amount, whole: int, name: str) -> int:
     """What ``amount`` leaves of ``whole``."""
     number = _number(amount, name)
-    if number < 0:
+    if number <= -1:
         return whole + round(number)
+    if number < 0:
+        return int((1 + number) * whole + 1e-9)
     return int(number * whole + 1e-9) if number <= 1 else round(number)
 
 
@@ -71,7 +73,8 @@ def _number(amount: Amount, name: str) -> float:
         number = number / 100 if match[2] == "%" else number * _UNITS[match[2]]
     else:
         number = float(amount)
-    if number == 0 or number != number or abs(number) == float("inf"):
+    over = isinstance(amount, str) and "%" in amount and not -1 < number <= 1
+    if over or number == 0 or number != number or abs(number) == float("inf"):
         raise SlimdiffError(
             f"Budget {name}={amount!r} is out of range; expected a share above 0 and up to 1, a "
             "count, or a negative number for a reduction."

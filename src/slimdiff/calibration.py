@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from . import families
-from .decomposition import EXACT
+from .decomposition import METHODS
 from .denoiser import check_finite, denoiser, fingerprint
 from .environment import device_name, peak_mib, versions
 from .errors import SlimdiffError
@@ -21,10 +21,12 @@ from .recording import TokenSampling, empty_sums, recording
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
 from .statistics import Header, Source, Statistics
 from .surgery import reader_weights
+from .weighting import timestep_weighting
 
 __all__ = ["calibrate", "check_statistics", "finish"]
 
 _SAVE_EVERY = 60.0
+_GAIN_EVERY = 16
 
 
 def calibrate(
@@ -35,14 +37,19 @@ def calibrate(
     tokens: int | None = 1024,
     start: int = 0,
     name: str = "",
+    method: str = "exact",
+    timestep_weights: str = "uniform",
     folder: str | Path | None = None,
 ) -> Statistics:
     """Sample ``prompts`` with the pipeline as it is and return the statistics of its denoiser.
 
     Prompt i is drawn with seed ``sampling.seed + start + i``; ``start`` lets parts of one prompt
     list be calibrated apart and merged. At most ``tokens`` tokens of a sequence are read a call
-    (None: all). With ``folder`` the state is saved there about once a minute and at the end, and
-    a calibration with the same settings that stopped there goes on where it was.
+    (None: all). Every sixteenth prompt is kept out of the sums to measure the gains on.
+    ``method`` names the closed forms, ``exact`` or ``paper``, and ``timestep_weights`` how much
+    each step counts (:mod:`slimdiff.timesteps`). With ``folder`` the state is saved there about
+    once a minute and at the end, and a calibration with the same settings that stopped there goes
+    on where it was.
 
     Memory: two float64 matrices of (F+1)^2 a feed-forward and (Hd+1)^2 an attention, about; time:
     the sampling itself, at most as much again for the gains.
@@ -55,31 +62,48 @@ def calibrate(
             "No prompts to calibrate on: expected at least one. Give more prompts."
         )
     stats = _begin(pipe, list(enumerate(prompts, start)), sampling or Sampling(), tokens, name)
+    stats = replace(stats, header=replace(stats.header, timestep_weights=timestep_weights))
     if folder is not None:
         stats = _resumed(stats, Path(folder))
-    if stats.complete:
+    if stats.complete and stats.header.method == method:
         return stats
     stats = _gather(pipe, stats, None if folder is None else Path(folder))
-    stats = finish(pipe, stats)
+    stats = finish(pipe, stats, method)
     if folder is not None:
         stats.save(folder)
     return stats
 
 
-def finish(pipe: DiffusionPipeline, stats: Statistics) -> Statistics:
-    """Fill in what follows from the sums and the weights: ordered bases, error curves, gains."""
+def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") -> Statistics:
+    """Fill in what follows from the sums and the weights: ordered bases, error curves, gains.
+
+    The sums serve every ``method``; finishing again with another one replaces what followed.
+    """
     check_statistics(pipe, stats)
+    if method not in METHODS:
+        raise SlimdiffError(f"Unknown method '{method}'; expected one of {', '.join(METHODS)}.")
+    forms = METHODS[method]
     begin, header, model = time.perf_counter(), stats.header, denoiser(pipe)
     free = [site for site in header.sites if site.locked is None]
     bases = {
-        site.name: EXACT[site.kind].decompose(
+        site.name: forms[site.kind].decompose(
             stats.sums[site.name], reader_weights(model, site).to(_place(stats, site.name))
         )
         for site in tqdm(free, desc="decompose", unit="site", disable=None)
     }
-    gains = measure_gains(pipe, header.sites, stats.sums, bases, header.prompts, header.sampling)
+    gains = measure_gains(
+        pipe,
+        header.sites,
+        stats.sums,
+        bases,
+        forms,
+        header.gain_prompts or header.prompts,
+        header.sampling,
+        len(header.prompts),
+    )
     header = replace(
         header,
+        method=method,
         gains=gains,
         seconds=header.seconds + time.perf_counter() - begin,
         peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
@@ -119,16 +143,28 @@ def _begin(
         str(model.dtype).removeprefix("torch."),
         model.num_parameters(),
     )
+    summed, spared = _shared_out(prompts)
     header = Header(
         source,
         sampling,
         TokenSampling(tokens, sampling.seed),
-        tuple(prompts),
+        summed,
         sites,
+        spared,
         device=device_name(model.device),
         versions=versions(),
     )
     return Statistics(header, empty_sums(sites, model.device))
+
+
+def _shared_out(
+    prompts: Sequence[IndexedPrompt],
+) -> tuple[tuple[IndexedPrompt, ...], tuple[IndexedPrompt, ...]]:
+    """Prompts to sum and prompts to measure gains on, by index, so that splits agree."""
+    summed = tuple(p for p in prompts if p[0] % _GAIN_EVERY != _GAIN_EVERY - 1)
+    if not summed:
+        return tuple(prompts), ()
+    return summed, tuple(p for p in prompts if p not in summed)
 
 
 def _resumed(fresh: Statistics, folder: Path) -> Statistics:
@@ -137,7 +173,8 @@ def _resumed(fresh: Statistics, folder: Path) -> Statistics:
         return fresh
     found = Statistics.load(folder)
     same = found.header.settings() == fresh.header.settings()
-    if not same or found.header.prompts != fresh.header.prompts:
+    prompts = (fresh.header.prompts, fresh.header.gain_prompts)
+    if not same or (found.header.prompts, found.header.gain_prompts) != prompts:
         raise SlimdiffError(
             f"'{folder}' holds statistics with other settings, prompts or model. "
             "Choose another folder, or remove this one."
@@ -154,8 +191,16 @@ def _gather(pipe: DiffusionPipeline, stats: Statistics, folder: Path | None) -> 
     header, model = stats.header, denoiser(pipe)
     begin = saved = time.perf_counter()
     todo = header.prompts[header.done :]
+    weights = timestep_weighting(
+        header.timestep_weights,
+        pipe,
+        header.sites,
+        header.prompts,
+        header.sampling,
+        header.tokens,
+    )
     with (
-        recording(model, header.sites, stats.sums, tokens=header.tokens),
+        recording(model, header.sites, stats.sums, tokens=header.tokens, weights=weights),
         tqdm(total=len(todo), desc="calibrate", unit="prompt", disable=None) as bar,
     ):
         for batch in batches(todo, header.sampling.batch_size):

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from .calibration import check_statistics
-from .decomposition import EXACT
+from .decomposition import METHODS
 from .denoiser import denoiser
 from .errors import SlimdiffError
 from .plan import Plan, plan_from
@@ -38,10 +38,15 @@ def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
             f"The plan was made for another model (hash {plan.model_hash[:12]}, statistics "
             f"{stats.header.source.hash[:12]}). Make the plan from these statistics."
         )
-    model = denoiser(pipe)
+    if plan.method != stats.header.method:
+        raise SlimdiffError(
+            f"The plan is for method '{plan.method}', the statistics were finished with "
+            f"'{stats.header.method}'. Make the plan from these statistics."
+        )
+    model, forms = denoiser(pipe), METHODS[plan.method]
     cuts = [s for s in stats.header.sites if plan.widths.get(s.name, s.width) < s.width]
     for site in tqdm(cuts, desc="compress", unit="site", disable=None):
-        maps = EXACT[site.kind].maps(
+        maps = forms[site.kind].maps(
             stats.bases[site.name], stats.sums[site.name], plan.widths[site.name]
         )
         cut_site_(model, site, maps)

@@ -21,7 +21,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .decomposition import EXACT, Basis
+from .decomposition import Basis, Method
 from .denoiser import denoiser, output_of, timestep_of
 from .recording import Sums
 from .sampling import IndexedPrompt, Sampling, sample_latents
@@ -49,23 +49,25 @@ def measure_gains(
     sites: Sequence[Site],
     sums: Sums,
     bases: Mapping[str, Basis],
+    method: Mapping[str, Method],
     prompts: Sequence[IndexedPrompt],
     sampling: Sampling,
+    affordable: int,
 ) -> dict[str, Gain]:
-    """One gain for every unlocked site, at half its width.
+    """One gain for every unlocked site, at half its width, on dense inputs from ``prompts``.
 
     Costs one pass of the stored calls a site; how many are stored is chosen so that all passes
-    together evaluate the denoiser at most as often as sampling all ``prompts`` did.
+    together evaluate the denoiser at most as often as sampling ``affordable`` prompts does.
     """
     model = denoiser(pipe)
     free = [site for site in sites if site.locked is None]
     steps = min(_STEPS, sampling.steps)
-    share = len(prompts) * sampling.steps // (max(1, len(free)) * steps)
+    share = affordable * sampling.steps // (max(1, len(free)) * steps)
     calls = capture_calls(pipe, prompts[: max(1, min(_PROMPTS, share))], sampling, steps)
     gains: dict[str, Gain] = {}
     for site in tqdm(free, desc="gains", unit="site", disable=None):
         width = max(1, site.width // 2)
-        maps = EXACT[site.kind].maps(bases[site.name], sums[site.name], width)
+        maps = method[site.kind].maps(bases[site.name], sums[site.name], width)
         with trial(model, site, maps):
             gains[site.name] = Gain(width, output_error(model, calls))
     return gains

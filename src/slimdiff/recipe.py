@@ -31,6 +31,8 @@ def slim(
     eval_prompts: Sequence[str] | None = None,
     sampling: Sampling | None = None,
     tokens: int | None = 1024,
+    method: str = "exact",
+    timestep_weights: str = "uniform",
     policy: str = DEFAULT_POLICY,
     multiple: int = 8,
     only: Sequence[str] = (),
@@ -42,7 +44,8 @@ def slim(
 
     ``prompts`` is the pool: its last tenth (at least 8), or ``eval_prompts``, is held out for the
     comparison and the first ``num_prompts`` of the rest calibrate. ``statistics`` is a folder to
-    keep the calibration in, or to take it from. Returns the slim pipeline, which shares every
+    keep the calibration in, or to take it from. ``method`` names the closed forms and
+    ``timestep_weights`` how much each step counts. Returns the slim pipeline, which shares every
     component but the denoiser with ``pipe``, and the report.
 
     Raises SlimdiffError, before calibrating if it can, for whatever cannot be done.
@@ -51,7 +54,14 @@ def slim(
     refuse_unreachable(pipe, budget, multiple, only, skip)
     calibration, held_out = split(prompts, num_prompts, eval_prompts)
     stats = calibrate(
-        pipe, calibration, sampling=sampling, tokens=tokens, name=name, folder=statistics
+        pipe,
+        calibration,
+        sampling=sampling,
+        tokens=tokens,
+        name=name,
+        method=method,
+        timestep_weights=timestep_weights,
+        folder=statistics,
     )
     plan = allocate(stats, budget, policy=policy, multiple=multiple, only=only, skip=skip)
     slim_pipe = copy_pipeline(pipe)

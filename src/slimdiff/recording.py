@@ -6,8 +6,10 @@ if that is larger):
 
 ====  ==============================================================================
 qk    ``query`` = sum q q^T and ``key`` = sum k~ k~^T per head, (H, d, d); ``k~`` is the key
-      less the mean over its own sequence's unmasked keys
-vo    ``augmented`` = sum [y, 1][y, 1]^T, (Hd+1, Hd+1); y enters the output projection
+      less the mean over its own sequence's unmasked keys; ``key_mean`` = sum of those means'
+      own products, so that ``key + key_mean`` is the uncentred moment
+vo    ``augmented`` = sum [y, 1][y, 1]^T, (Hd+1, Hd+1); y enters the output projection;
+      ``value`` = sum v v^T per head, (H, d, d)
 ffn   ``augmented`` = sum [z, 1][z, 1]^T, (F+1, F+1); z enters the down projection
 each  ``energy`` = sums of |output|^2, |residual stream|^2 and tokens, (3,)
 ====  ==============================================================================
@@ -31,10 +33,19 @@ from .denoiser import timestep_of
 from .errors import SlimdiffError
 from .sites import Site
 
-__all__ = ["Sums", "TokenSampling", "empty_sums", "recording"]
+__all__ = ["Sums", "TokenSampling", "Weighting", "empty_sums", "recording", "unweighted"]
 
 Sums = dict[str, dict[str, Tensor]]
 """Site name -> name of the sum -> tensor. Sums add: over calls, prompts and processes."""
+
+
+Weighting = Callable[[str, float], float]
+"""Site name and timestep -> ``w_t``."""
+
+
+def unweighted(site: str, timestep: float) -> float:
+    """Every step counts 1."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,6 @@ class _Call:
     """What the hooks need to know of the running denoiser call."""
 
     timestep: float = 0.0
-    weight: float = 1.0
 
 
 def empty_sums(sites: Sequence[Site], device: torch.device) -> Sums:
@@ -75,21 +85,22 @@ def recording(
     sums: Sums,
     *,
     tokens: TokenSampling,
-    weights: Mapping[float, float] | None = None,
+    weights: Weighting = unweighted,
 ) -> Iterator[None]:
     """Add the moments of every denoiser call inside the ``with`` block to ``sums``, in place.
 
-    ``weights`` maps timestep to ``w_t`` (1 where absent). Raises SlimdiffError naming site and
+    ``weights`` gives ``w_t`` for a site and a timestep. Raises SlimdiffError naming site and
     timestep if an activation is not finite.
     """
     call = _Call()
     modules = dict(model.named_modules())
-    handles = [model.register_forward_pre_hook(_follow(call, weights or {}), with_kwargs=True)]
+    handles = [model.register_forward_pre_hook(_follow(call), with_kwargs=True)]
     try:
         for site in sites:
             if site.locked is None:
-                recorder = _Recorder(site, sums[site.name], tokens, call)
-                handles += recorder.attach(modules)
+                recorder = _Recorder(site, sums[site.name], tokens, weights, call)
+                for handle in recorder.attach(modules):
+                    handles.append(handle)
         yield
     finally:
         for handle in handles:
@@ -102,14 +113,15 @@ def _zeros(site: Site, device: torch.device) -> dict[str, Tensor]:
 
     h, d = site.heads, site.width
     if site.kind == "qk":
-        return {"query": zeros(h, d, d), "key": zeros(h, d, d), "energy": zeros(3)}
-    return {"augmented": zeros(h * d + 1, h * d + 1), "energy": zeros(3)}
+        names = ("query", "key", "key_mean")
+        return {name: zeros(h, d, d) for name in names} | {"energy": zeros(3)}
+    sums = {"augmented": zeros(h * d + 1, h * d + 1), "energy": zeros(3)}
+    return sums | {"value": zeros(h, d, d)} if site.kind == "vo" else sums
 
 
-def _follow(call: _Call, weights: Mapping[float, float]) -> Callable[..., None]:
+def _follow(call: _Call) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call.timestep = timestep_of(args, kwargs)
-        call.weight = weights.get(call.timestep, 1.0)
 
     return hook
 
@@ -118,29 +130,39 @@ class _Recorder:
     """The hooks of one site."""
 
     def __init__(
-        self, site: Site, sums: dict[str, Tensor], tokens: TokenSampling, call: _Call
+        self,
+        site: Site,
+        sums: dict[str, Tensor],
+        tokens: TokenSampling,
+        weights: Weighting,
+        call: _Call,
     ) -> None:
         self.site, self.sums, self.tokens, self.call = site, sums, tokens, call
+        self.weights = weights
         self.mask: Tensor | None = None
 
-    def attach(self, modules: Mapping[str, nn.Module]) -> list[Any]:
+    @property
+    def weight(self) -> float:
+        return self.weights(self.site.name, self.call.timestep)
+
+    def attach(self, modules: Mapping[str, nn.Module]) -> Iterator[Any]:
+        """Hook by hook, so that those already on are known if a module is missing."""
         site = self.site
-        handles = [modules[site.module].register_forward_hook(self._on_output)]
+        yield modules[site.module].register_forward_hook(self._on_output)
         if site.stream:
-            handles.append(modules[site.stream].register_forward_pre_hook(self._on_stream))
+            yield modules[site.stream].register_forward_pre_hook(self._on_stream)
         if site.kind == "qk":
             attention = modules[site.module]
-            handles.append(
-                attention.register_forward_pre_hook(self._on_attention, with_kwargs=True)
-            )
+            yield attention.register_forward_pre_hook(self._on_attention, with_kwargs=True)
             for part in site.role("query"):
-                handles.append(modules[part.linear].register_forward_hook(self._on_query))
+                yield modules[part.linear].register_forward_hook(self._on_query)
             for part in site.role("key"):
-                handles.append(modules[part.linear].register_forward_hook(self._on_key))
+                yield modules[part.linear].register_forward_hook(self._on_key)
+        for part in site.role("value"):
+            yield modules[part.linear].register_forward_hook(self._on_value)
         for part in site.parts:
             if part.reads:
-                handles.append(modules[part.linear].register_forward_pre_hook(self._on_reader))
-        return handles
+                yield modules[part.linear].register_forward_pre_hook(self._on_reader)
 
     def _on_attention(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -153,8 +175,14 @@ class _Recorder:
     def _on_key(self, module: nn.Module, args: Any, out: Tensor) -> None:
         keys = self._heads(out)
         unmasked = _unmasked(self.mask, keys)
-        mean = (keys * unmasked).sum(1, keepdim=True) / unmasked.sum(1, keepdim=True)
+        count = unmasked.sum(1, keepdim=True)
+        mean = (keys * unmasked).sum(1, keepdim=True) / count
         self._add_gram("key", self._sampled((keys - mean) * unmasked))
+        # Scaled, not repeated: sums of many equal float32 products drift by 1e-6.
+        self._add_gram("key_mean", mean * count.sqrt())
+
+    def _on_value(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        self._add_gram("value", self._sampled(self._heads(out)))
 
     def _on_reader(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
@@ -164,12 +192,12 @@ class _Recorder:
         self._add("augmented", rows.mT @ rows)
 
     def _on_output(self, module: nn.Module, args: Any, out: Tensor) -> None:
-        tokens = out.shape[0] * out[0, ..., 0].numel()
-        self.sums["energy"][0] += self.call.weight * float(_wide(out).square().sum())
-        self.sums["energy"][2] += self.call.weight * tokens
+        tokens = out.numel() // out.shape[1 if out.dim() == 4 else -1]
+        self.sums["energy"][0] += self.weight * float(_wide(out).square().sum())
+        self.sums["energy"][2] += self.weight * tokens
 
     def _on_stream(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.sums["energy"][1] += self.call.weight * float(_wide(args[0]).square().sum())
+        self.sums["energy"][1] += self.weight * float(_wide(args[0]).square().sum())
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, Hd) -> (B, N, H, d)."""
@@ -195,7 +223,7 @@ class _Recorder:
                 "expected finite activations. Try --dtype float32 or bfloat16."
             )
         total = self.sums[name]
-        total += self.call.weight * gram.to(total)
+        total += self.weight * gram.to(total)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -203,10 +231,14 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _unmasked(mask: Tensor | None, keys: Tensor) -> Tensor:
-    """1 for keys that may be attended, shape (B, M, 1, 1); ``mask`` is boolean or a bias."""
+    """1 for keys that may be attended, shape (B, M, 1, 1); ``mask`` is boolean or a bias.
+
+    A sequence masked as a whole counts as unmasked: softmax does not see a bias all keys share.
+    """
     batch, length = keys.shape[:2]
     if mask is None:
         return keys.new_ones(1, length, 1, 1).expand(batch, length, 1, 1)
     keep = mask if mask.dtype == torch.bool else mask > -1.0
     keep = keep.reshape(batch, -1, keep.shape[-1]).any(1)
+    keep = keep | ~keep.any(1, keepdim=True)
     return keep.to(keys.dtype)[..., None, None]

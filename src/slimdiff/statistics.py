@@ -52,7 +52,11 @@ class Gain:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything about a calibration that is not a tensor. ``done`` counts prompts summed."""
+    """Everything about a calibration that is not a tensor.
+
+    ``prompts`` are summed, ``done`` of them so far; ``gain_prompts`` are not, so that gains are
+    measured on prompts the bases have not seen. ``method`` names the closed forms behind both.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -61,7 +65,9 @@ class Header:
     tokens: TokenSampling
     prompts: tuple[tuple[int, str], ...]
     sites: tuple[Site, ...]
+    gain_prompts: tuple[tuple[int, str], ...] = ()
     done: int = 0
+    method: str = "exact"
     timestep_weights: str = "uniform"
     gains: Mapping[str, Gain] = field(default_factory=dict)
     seconds: float = 0.0
@@ -153,6 +159,7 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
     """
     first = parts[0]
     prompts: list[tuple[int, str]] = []
+    gain_prompts: list[tuple[int, str]] = []
     sums: Sums = {name: {k: v.clone() for k, v in s.items()} for name, s in first.sums.items()}
     for part in parts:
         differ = [k for k, v in part.header.settings().items() if v != first.header.settings()[k]]
@@ -162,11 +169,13 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
                 "parts with the same model and settings."
             )
         prompts += part.header.prompts[: part.header.done]
+        gain_prompts += part.header.gain_prompts
         if part is not first:
             for name, found in part.sums.items():
                 for key, value in found.items():
                     sums[name][key] += value
-    if len({index for index, _ in prompts}) != len(prompts):
+    indices = [index for index, _ in prompts + gain_prompts]
+    if len(set(indices)) != len(indices):
         raise SlimdiffError(
             "Statistics cannot be merged: some prompt indices occur twice. Split the prompts "
             "without overlap and give each part its own start index."
@@ -174,6 +183,7 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
     header = replace(
         first.header,
         prompts=tuple(sorted(prompts)),
+        gain_prompts=tuple(sorted(gain_prompts)),
         done=len(prompts),
         gains={},
         seconds=sum(part.header.seconds for part in parts),

@@ -142,4 +142,4 @@ def _set_linear(model: nn.Module, name: str, linear: nn.Module) -> None:
 def _fit(model: nn.Module, site: Site) -> None:
     module = model.get_submodule(site.module)
     if isinstance(module, Attention):
-        fit_attention_(module)
+        fit_attention_(module, rescale=site.kind == "qk")

@@ -11,7 +11,7 @@ flipped: flags and letters would become others.
 
 Writes WORK/emoji-clip (fp16, with its own processor) and WORK/judge.json.
 
-    python -m training.emoji.judge [--minutes 20] [--work FOLDER]
+    python -m training.emoji.judge [--minutes 20] [--init JUDGE_FOLDER] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train, save in half precision, and measure recall on real drawings."""
     parser = base_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--init", type=Path, help="train this judge further")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=128)
     args = parser.parse_args(argv)
@@ -177,7 +178,11 @@ def main(argv: list[str] | None = None) -> None:
     rng = random.Random(args.seed)
     variants = 2 if args.smoke else 24
     captions = tokenise(tokenizer, [drawings[i] for i in known], variants, rng, empty=0)
-    model = build(tokenizer, args.smoke).to(device).train()
+    if args.init:
+        model = CLIPModel.from_pretrained(args.init, dtype=torch.float32)
+    else:
+        model = build(tokenizer, args.smoke)
+    model.to(device).train()
     shown = train(model, pictures[known], captions, args.minutes, args.rate, args.batch, device)
     folder: Path = args.work / "emoji-clip"
     model.cpu().half().save_pretrained(folder)

@@ -19,6 +19,7 @@ from ..errors import SlimdiffError
 from .draw import generate
 from .inspection import inspect
 from .job import slim
+from .prompts import prompts
 from .steps import apply, calibrate, compare, plan
 
 __all__ = ["main"]
@@ -34,7 +35,7 @@ def cli() -> None:
     _quiet_hosts()
 
 
-for _command in (slim, calibrate, plan, apply, compare, inspect, generate):
+for _command in (slim, calibrate, plan, apply, compare, inspect, generate, prompts):
     cli.add_command(_command)
 
 

@@ -22,11 +22,13 @@ from .options import (
     Opening,
     budget_options,
     force_option,
+    method_option,
     model_options,
     pool_of,
     prompt_options,
     sampling_from,
     sampling_options,
+    weights_option,
 )
 
 __all__ = ["slim"]
@@ -41,6 +43,8 @@ DEFAULT_POOL = "0.6"
 @prompt_options
 @click.option("--eval-prompts", type=PATH, help="Prompts to compare on, one a line.")
 @click.option("--statistics", type=PATH, help="Where to keep (or find) the calibration.")
+@method_option
+@weights_option
 @sampling_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
@@ -52,6 +56,8 @@ def slim(
     num_prompts: int,
     eval_prompts: Path | None,
     statistics: Path | None,
+    method: str,
+    timestep_weights: str,
     dry_run: bool,
     force: bool,
     budgeting: Budgeting,
@@ -93,6 +99,8 @@ def slim(
             sampling=sampling,
             name=model,
             statistics=statistics,
+            method=method,
+            timestep_weights=timestep_weights,
             **budgeting.allocation(),
         )
         with new_folder(output, force=force) as work:

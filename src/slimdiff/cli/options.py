@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,30 @@ from diffusers import DiffusionPipeline
 
 from ..allocation import DEFAULT_POLICY
 from ..budget import Budget
-from ..errors import SlimdiffError
+from ..decomposition import METHODS
 from ..pipelines import open_pipeline, preset, resolve_device
 from ..policies import POLICIES
 from ..prompts import read_prompts
 from ..sampling import Sampling
+from ..weighting import WEIGHTS
 
 __all__ = [
     "Budgeting",
     "Opening",
     "budget_options",
     "force_option",
+    "method_option",
     "model_options",
     "pool_of",
     "prompt_options",
     "sampling_from",
     "sampling_options",
+    "weights_option",
 ]
 
 Command = Callable[..., Any]
 PATH = click.Path(path_type=Path)
+SHIPPED_POOL = Path(str(files("slimdiff") / "assets" / "prompts.txt"))
 
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
 
@@ -139,10 +144,32 @@ def sampling_options(command: Command) -> Command:
     return _gathered(command, options, "drawing", gather)
 
 
+method_option = click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default="exact",
+    show_default=True,
+    help="Closed forms: ours, or the published ones.",
+)
+
+
+weights_option = click.option(
+    "--timestep-weights",
+    type=click.Choice(WEIGHTS),
+    default="uniform",
+    show_default=True,
+    help="How much each denoising step counts in the moments.",
+)
+
+
 def prompt_options(command: Command) -> Command:
     """--prompts and --num-prompts."""
     for option in (
-        click.option("--prompts", type=PATH, help="Text file, one prompt a line."),
+        click.option(
+            "--prompts",
+            type=PATH,
+            help="Text file, one prompt a line. Default: the model's own, else many kinds.",
+        ),
         click.option(
             "--num-prompts", type=int, default=64, show_default=True, help="Calibration prompts."
         ),
@@ -159,14 +186,9 @@ def sampling_from(model: str, drawing: dict[str, Any], known: dict[str, Any]) ->
 
 
 def pool_of(model: str, prompts: Path | None) -> list[str]:
-    """The prompt pool: the user's file, or the embedded pipeline's own."""
+    """The prompt pool: the user's file, the embedded pipeline's own, or one for all models."""
     found = preset(model)
-    if prompts is None and found is None:
-        raise SlimdiffError(
-            f"No prompts for '{model}'; expected --prompts FILE, a text file with one prompt a "
-            "line, 64 or more like those the model is used for."
-        )
-    return read_prompts(prompts or found.prompts)  # pyright: ignore[reportOptionalMemberAccess]
+    return read_prompts(prompts or (found.prompts if found else SHIPPED_POOL))
 
 
 def _gathered(

@@ -25,11 +25,13 @@ from .options import (
     Opening,
     budget_options,
     force_option,
+    method_option,
     model_options,
     pool_of,
     prompt_options,
     sampling_from,
     sampling_options,
+    weights_option,
 )
 
 __all__ = ["apply", "calibrate", "compare", "plan"]
@@ -39,6 +41,8 @@ __all__ = ["apply", "calibrate", "compare", "plan"]
 @click.argument("model")
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the statistics.")
 @prompt_options
+@method_option
+@weights_option
 @sampling_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
@@ -48,6 +52,8 @@ def calibrate(
     output: Path,
     prompts: Path | None,
     num_prompts: int,
+    method: str,
+    timestep_weights: str,
     dry_run: bool,
     force: bool,
     drawing: dict[str, Any],
@@ -68,14 +74,14 @@ def calibrate(
         say("Dry run; nothing is written.")
         click.echo(estimate(pipe, chosen[0], len(chosen), sampling, 1024))
         return
-    if unfinished and not force:
-        stats = run_calibrate(pipe, chosen, sampling=sampling, name=model, folder=output)
-    elif output.exists():
-        stats = run_calibrate(pipe, chosen, sampling=sampling, name=model)
+    settings: dict[str, Any] = {"sampling": sampling, "name": model, "method": method}
+    settings["timestep_weights"] = timestep_weights
+    if output.exists() and (force or not unfinished):
+        stats = run_calibrate(pipe, chosen, **settings)
         with new_folder(output, force=True) as work:
             stats.save(work)
     else:
-        stats = run_calibrate(pipe, chosen, sampling=sampling, name=model, folder=output)
+        stats = run_calibrate(pipe, chosen, **settings, folder=output)
     out.print(str(stats), highlight=False, soft_wrap=True)
 
 

@@ -12,13 +12,21 @@ Applying the maps is :mod:`slimdiff.surgery`'s work.
 
 from __future__ import annotations
 
-from . import ffn, qk, vo
+from . import ffn, paper, qk, vo
 from .basis import Basis, Maps, Method, Moments
 
-__all__ = ["EXACT", "Basis", "Maps", "Method", "Moments"]
+__all__ = ["EXACT", "METHODS", "PAPER", "Basis", "Maps", "Method", "Moments"]
 
 EXACT: dict[str, Method] = {
     "qk": Method(qk.decompose, qk.maps),
     "vo": Method(vo.decompose, vo.maps),
     "ffn": Method(ffn.decompose, ffn.maps),
 }
+
+PAPER: dict[str, Method] = {
+    "qk": Method(paper.qk_decompose, paper.qk_maps),
+    "vo": Method(paper.vo_decompose, paper.vo_maps),
+    "ffn": Method(paper.ffn_decompose, paper.ffn_maps),
+}
+
+METHODS: dict[str, dict[str, Method]] = {"exact": EXACT, "paper": PAPER}

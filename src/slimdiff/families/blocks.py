@@ -31,7 +31,8 @@ def attention_sites(name: str, attn: Attention, stream: str) -> list[Site]:
     assert attn.to_k is not None
     assert attn.to_v is not None
     out: nn.Linear = attn.to_out[0]  # pyright: ignore
-    heads, width = attn.heads, attn.to_k.out_features // attn.heads
+    heads = attn.heads
+    query_key, value = (w.out_features // heads for w in (attn.to_k, attn.to_v))
     reason = _attention_lock(attn)
     qk = (
         _rows("query", f"{name}.to_q", attn.to_q),
@@ -43,8 +44,8 @@ def attention_sites(name: str, attn: Attention, stream: str) -> list[Site]:
     )
     qk_reason = reason or _query_key_lock(attn)
     return [
-        Site(f"{name}.qk", "qk", name, stream, heads, width, qk, qk_reason),
-        Site(f"{name}.vo", "vo", name, stream, heads, width, vo, reason),
+        Site(f"{name}.qk", "qk", name, stream, heads, query_key, qk, qk_reason),
+        Site(f"{name}.vo", "vo", name, stream, heads, value, vo, reason),
     ]
 
 

@@ -14,4 +14,5 @@ from .uniform import uniform
 
 __all__ = ["POLICIES", "Group", "Option", "Policy"]
 
-POLICIES: dict[str, Policy] = {"uniform": uniform, "measured": measured}
+POLICIES: dict[str, Policy] = {"uniform": uniform, "ara": measured, "measured": measured}
+"""How each policy picks; :data:`slimdiff.allocation.ERRORS` says which errors it weighs."""

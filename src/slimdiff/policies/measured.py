@@ -3,7 +3,9 @@
 Minimises the sum of predicted errors under a ceiling on the sum of parameters. Greedy descent
 along each group's lower convex hull of (parameters, error) solves the Lagrangian relaxation: each
 move takes the cheapest error per parameter saved. The last move may save more than was needed;
-the slack is spent on the single upgrades that win the most, as long as any fits.
+the slack is spent on the single upgrades that win the most, as long as any fits. The same
+spending starts from the uniform choice too and the better result counts, so this is never worse
+than uniform, also where curves are not convex.
 
 Ours; the paper's allocation (ARA) is spectral. Ties are broken by group name.
 """
@@ -11,15 +13,23 @@ Ours; the paper's allocation (ARA) is spectral. Ties are broken by group name.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 
 from .options import Group, Option
+from .uniform import uniform
 
 __all__ = ["measured"]
 
 
 def measured(groups: Sequence[Group], ceiling: int) -> list[Option]:
     """One option a group, total parameters at most ``ceiling`` if that can be reached."""
+    starts = _descend(groups, ceiling), uniform(groups, ceiling)
+    return min((_spend(groups, chosen, ceiling) for chosen in starts), key=_error)
+
+
+def _descend(groups: Sequence[Group], ceiling: int) -> list[Option]:
+    """Take the cheapest moves along the hulls, one by one, until the ceiling holds."""
     hulls = [_hull(group.options) for group in groups]
     place = [0] * len(groups)
     total = sum(hull[0].parameters for hull in hulls)
@@ -32,8 +42,7 @@ def measured(groups: Sequence[Group], ceiling: int) -> list[Option]:
         total -= before.parameters - hulls[i][place[i]].parameters
         if move := _move(groups, hulls, i, place[i]):
             heapq.heappush(moves, move)
-    chosen = [hull[at] for hull, at in zip(hulls, place, strict=True)]
-    return _spend(groups, chosen, ceiling - total)
+    return [hull[at] for hull, at in zip(hulls, place, strict=True)]
 
 
 def _hull(options: Sequence[Option]) -> list[Option]:
@@ -61,8 +70,9 @@ def _move(
     return _rate(hulls[i][at], hulls[i][at + 1]), groups[i].name, i
 
 
-def _spend(groups: Sequence[Group], chosen: list[Option], slack: int) -> list[Option]:
-    """Upgrade single groups while an upgrade fits into ``slack`` parameters, best first."""
+def _spend(groups: Sequence[Group], chosen: list[Option], ceiling: int) -> list[Option]:
+    """Upgrade single groups while an upgrade fits under ``ceiling``, best first."""
+    slack = ceiling - sum(option.parameters for option in chosen)
     while True:
         upgrades = [
             (chosen[i].error - option.error, option.parameters - chosen[i].parameters, i, option)
@@ -75,3 +85,8 @@ def _spend(groups: Sequence[Group], chosen: list[Option], slack: int) -> list[Op
             return chosen
         _, cost, i, option = min(upgrades, key=lambda u: (-u[0], u[1], groups[u[2]].name))
         chosen[i], slack = option, slack - cost
+
+
+def _error(chosen: Sequence[Option]) -> float:
+    """Sum of the errors, rounded once, so that the order of the groups does not show."""
+    return math.fsum(option.error for option in chosen)

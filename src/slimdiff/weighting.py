@@ -1,0 +1,119 @@
+"""Which steps of a sampling run count how much, by name.
+
+The formulas are in :mod:`slimdiff.timesteps`; here they meet a pipeline. ``sis`` needs the moments
+of each stretch of steps on its own: they are taken in a short first pass over a few prompts, one
+stretch at a time, so that no step's full moments are ever kept together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from .denoiser import denoiser
+from .errors import SlimdiffError
+from .linalg import centre, cholesky, roots
+from .recording import TokenSampling, Weighting, empty_sums, recording, unweighted
+from .sampling import IndexedPrompt, Sampling, batches, sample_latents
+from .sites import Site
+from .surgery import reader_weights
+from .timesteps import log_weights, nuclear_norm, sampler_weights, uniform_weights
+
+__all__ = ["WEIGHTS", "timestep_weighting"]
+
+WEIGHTS = ("uniform", "log", "sampler", "sis")
+_STRETCHES = 5
+_PROMPTS = 4
+_FLOOR = 1e-7
+
+
+def timestep_weighting(
+    name: str,
+    pipe: DiffusionPipeline,
+    sites: Sequence[Site],
+    prompts: Sequence[IndexedPrompt],
+    sampling: Sampling,
+    tokens: TokenSampling,
+) -> Weighting:
+    """The weights called ``name`` for this pipeline's scheduler; ``sis`` samples a few prompts.
+
+    Raises SlimdiffError for an unknown name.
+    """
+    scheduler, steps = pipe.scheduler, sampling.steps  # pyright: ignore
+    if name == "uniform":
+        return unweighted
+    if name == "log":
+        return _by_time(log_weights(scheduler, steps))
+    if name == "sampler":
+        return _by_time(sampler_weights(scheduler, steps))
+    if name == "sis":
+        return _by_site(_influence(pipe, sites, prompts[:_PROMPTS], sampling, tokens))
+    raise SlimdiffError(
+        f"Unknown timestep weights '{name}'; expected one of {', '.join(WEIGHTS)}."
+    )
+
+
+def _by_time(weights: Mapping[float, float]) -> Weighting:
+    return lambda site, timestep: weights.get(timestep, 1.0)
+
+
+def _by_site(weights: Mapping[str, Mapping[float, float]]) -> Weighting:
+    return lambda site, timestep: weights[site].get(timestep, 1.0)
+
+
+def _influence(
+    pipe: DiffusionPipeline,
+    sites: Sequence[Site],
+    prompts: Sequence[IndexedPrompt],
+    sampling: Sampling,
+    tokens: TokenSampling,
+) -> dict[str, dict[float, float]]:
+    """Site -> timestep -> spectral influence, mean 1 over the steps."""
+    times = list(uniform_weights(pipe.scheduler, sampling.steps))  # pyright: ignore
+    count = min(_STRETCHES, len(times))
+    found: dict[str, dict[float, float]] = {s.name: {} for s in sites if s.locked is None}
+    for k in range(count):
+        stretch = times[k * len(times) // count : (k + 1) * len(times) // count]
+        for site, value in _stretch_influence(
+            pipe, sites, prompts, sampling, tokens, frozenset(stretch)
+        ).items():
+            found[site] |= dict.fromkeys(stretch, value)
+    for weights in found.values():
+        mean = sum(weights.values()) / len(weights)
+        for timestep in weights:
+            weights[timestep] = weights[timestep] / mean if mean > 0 else 1.0
+    return found
+
+
+def _stretch_influence(
+    pipe: DiffusionPipeline,
+    sites: Sequence[Site],
+    prompts: Sequence[IndexedPrompt],
+    sampling: Sampling,
+    tokens: TokenSampling,
+    stretch: frozenset[float],
+) -> dict[str, float]:
+    """Nuclear norm of each site's whitened weights under the moments of these steps alone."""
+    model = denoiser(pipe)
+    sums = empty_sums(sites, model.device)
+
+    def inside(site: str, timestep: float) -> float:
+        return float(timestep in stretch)
+
+    with recording(model, sites, sums, tokens=tokens, weights=inside):
+        for batch in batches(prompts, sampling.batch_size):
+            sample_latents(pipe, batch, sampling)
+    free = [site for site in sites if site.locked is None]
+    return {s.name: _nuclear(s, sums[s.name], reader_weights(model, s)) for s in free}
+
+
+def _nuclear(site: Site, sums: Mapping[str, Tensor], readers: Tensor) -> float:
+    if site.kind == "qk":
+        query, _ = roots(sums["query"], _FLOOR)
+        key, _ = roots(sums["key"], _FLOOR)
+        return nuclear_norm(query, key) ** 0.5
+    _, c = centre(sums["augmented"])
+    # L^T W has the singular values of C^{1/2} W when C = L L^T.
+    return nuclear_norm(cholesky(c, 0.0).mT, readers.flatten(0, 1).to(c))

@@ -1,0 +1,108 @@
+"""Budgets: what is asked, in each way of saying it, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from helpers import tiny_unet
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimdiff import Budget, SlimdiffError
+from slimdiff.families.blocks import shared_block_sites
+from slimdiff.sites import pool_parameters
+
+SITES = shared_block_sites(tiny_unet()[0])
+POOL = pool_parameters(SITES)
+
+wholes = st.integers(POOL, 10**10)
+shares = st.floats(0.001, 1.0)
+
+
+def kept(whole: int, **amounts) -> int:
+    return Budget(**amounts).ceiling(whole, SITES)
+
+
+@given(wholes, shares)
+def test_a_share_keeps_that_share_and_never_more(whole, share):
+    found = kept(whole, params=share)
+    assert share * whole - 1 <= found <= share * whole + 1e-6
+    assert found == pytest.approx(kept(whole, params=f"{100 * share:.13f}%"), abs=2)
+    assert found == kept(whole, params=f"{share:.20f}")
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.29, 29), (0.9, 90), (1, 100), ("100%", 100)])
+def test_shares_are_not_rounded_down_past_a_whole_number(share, expected):
+    assert Budget(params=share).ceiling(100, []) == expected
+
+
+@given(
+    wholes,
+    st.integers(2, 999),
+    st.sampled_from([("", 1), ("k", 10**3), ("M", 10**6), ("B", 10**9)]),
+)
+def test_a_count_is_that_many_up_to_all(whole, count, unit):
+    name, size = unit
+    expected = min(whole, count * size)
+    assert kept(whole, params=f"{count}{name}") == expected
+    assert kept(whole, params=f" {count}.0{name.lower()} ") == expected
+    assert kept(whole, params=count * size) == expected
+
+
+@given(wholes, st.integers(1, 10**9))
+def test_a_negative_number_takes_that_many_away(whole, count):
+    assert kept(whole, params=-count) == whole - count
+    assert kept(whole, params=f"-{count}") == whole - count
+
+
+def test_published_figures_mean_what_they_say():
+    whole = 859_520_964
+    assert kept(whole, params="759.5M") == 759_500_000
+    assert kept(whole, params="759.5e6") == 759_500_000
+    assert kept(whole, params="-100M") == whole - 100_000_000
+    assert kept(whole, params="-0.1g") == whole - 100_000_000
+
+
+@given(wholes, st.integers(1, 99))
+def test_a_negative_share_takes_that_share_away(whole, percent):
+    expected = math.floor((100 - percent) * whole / 100)
+    assert kept(whole, params=f"-{percent}%") == pytest.approx(expected, abs=1)
+    assert kept(whole, params=-percent / 100) == kept(whole, params=f"-{percent}%")
+
+
+@given(wholes, shares)
+def test_pool_speaks_of_the_slimmable_parameters_only(whole, share):
+    assert kept(whole, pool=share) == whole - POOL + kept(POOL, params=share)
+    assert kept(whole, pool=-7) == whole - 7
+
+
+@given(wholes, shares, shares)
+def test_given_together_both_ceilings_hold(whole, params, pool):
+    both = kept(whole, params=params, pool=pool)
+    assert both == min(kept(whole, params=params), kept(whole, pool=pool))
+
+
+@pytest.mark.parametrize("text", ["", "x", "--5M", "5 parsecs", "1,5M", "0.9.1", "M", "1e-3", "½"])
+@pytest.mark.parametrize("name", ["params", "pool"])
+def test_what_is_no_amount_is_refused_by_name(name, text):
+    with pytest.raises(SlimdiffError, match=f"Budget {name}=.*is not an amount.*like 0.9 or 90%"):
+        Budget(**{name: text})
+
+
+@pytest.mark.parametrize(
+    "amount", [0, 0.0, "0", "0%", "0M", "150%", "-100%", "1e999", float("nan"), float("-inf")]
+)
+def test_what_is_out_of_range_is_refused(amount):
+    with pytest.raises(SlimdiffError, match="is out of range; expected a share above 0"):
+        Budget(params=amount)
+
+
+def test_an_empty_budget_is_refused():
+    with pytest.raises(SlimdiffError, match=r"Empty budget.*--params.*--pool"):
+        Budget()
+
+
+def test_a_budget_prints_what_was_asked():
+    assert str(Budget(params="-100M", pool=0.6)) == "params=-100M, pool=0.6"
+    assert str(Budget(pool="60%")) == "pool=60%"
