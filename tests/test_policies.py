@@ -132,6 +132,11 @@ def test_ties_are_broken_by_name():
     assert (second.widths, first.widths) == ({"a": 2}, {"b": 3})
 
 
+def test_ties_for_what_is_left_over_are_broken_by_name():
+    found = [group("b", 5, [1]), group("a", 5, [1]), group("c", 50, [64])]
+    assert [option.share for option in measured(found, 65)] == [0.5, 1.0, 0.5]
+
+
 @given(groups(), st.data())
 def test_uniform_keeps_the_largest_common_share_that_fits(found, data):
     ceiling = budget(data.draw, found)

@@ -1,0 +1,59 @@
+"""Timestep weights on a pipeline, and the methods and policies that calibration serves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_pipeline
+
+import slimdiff
+from slimdiff.calibration import finish
+from slimdiff.weighting import WEIGHTS
+
+SAMPLING = slimdiff.Sampling(steps=3, guidance=3.0, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def uniform(pipe):
+    return slimdiff.calibrate(pipe, ["a", "b"], sampling=SAMPLING)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_every_weighting_calibrates_to_a_usable_plan(pipe, uniform, name):
+    stats = slimdiff.calibrate(pipe, ["a", "b"], sampling=SAMPLING, timestep_weights=name)
+    assert stats.header.timestep_weights == name
+    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=0.6), multiple=2)
+    assert 0 < plan.pool_kept <= 0.6
+    same = all(
+        torch.equal(sums["augmented"], uniform.sums[site]["augmented"])
+        for site, sums in stats.sums.items()
+        if "augmented" in sums
+    )
+    assert same == (name == "uniform")
+
+
+def test_an_unknown_weighting_and_method_are_refused_by_name(pipe, uniform):
+    with pytest.raises(slimdiff.SlimdiffError, match="Unknown timestep weights 'x'; expected"):
+        slimdiff.calibrate(pipe, ["a"], sampling=SAMPLING, timestep_weights="x")
+    with pytest.raises(slimdiff.SlimdiffError, match="Unknown method 'x'; expected one of exact"):
+        finish(pipe, uniform, "x")
+
+
+def test_the_published_method_plans_and_compresses_from_the_same_sums(pipe, uniform):
+    published = finish(pipe, uniform, "paper")
+    budget = slimdiff.Budget(pool=0.6)
+    for policy in ("uniform", "ara", "measured"):
+        plan = slimdiff.allocate(published, budget, policy=policy, multiple=2)
+        assert plan.method == "paper"
+        assert plan.pool_kept <= 0.6
+    slim = slimdiff.recipe.copy_pipeline(pipe)
+    with pytest.raises(slimdiff.SlimdiffError, match="plan is for method 'paper'"):
+        slimdiff.compress_(slim, uniform, plan)
+    slimdiff.compress_(slim, published, plan)
+    report = slimdiff.compare(pipe, slim, [(5, "c")], sampling=SAMPLING)
+    assert 0 < report.fidelity.noise_rel_mse < 1
