@@ -41,6 +41,7 @@ __all__ = ["apply", "calibrate", "compare", "plan"]
 @click.argument("model")
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the statistics.")
 @prompt_options
+@click.option("--eval-prompts", type=PATH, help="What compare will use; all --prompts calibrate.")
 @method_option
 @weights_option
 @sampling_options
@@ -52,6 +53,7 @@ def calibrate(
     output: Path,
     prompts: Path | None,
     num_prompts: int,
+    eval_prompts: Path | None,
     method: str,
     timestep_weights: str,
     dry_run: bool,
@@ -67,7 +69,8 @@ def calibrate(
     """
     unfinished = Statistics.exists(output) and not Statistics.load(output).complete
     refuse_existing(output, force or unfinished)
-    chosen, _ = split(pool_of(model, prompts), num_prompts)
+    held_out = read_prompts(eval_prompts) if eval_prompts else None
+    chosen, _ = split(pool_of(model, prompts), num_prompts, held_out)
     sampling = sampling_from(model, drawing, {})
     pipe = opening.open(model)
     if dry_run:
