@@ -83,7 +83,7 @@ def test_given_together_both_ceilings_hold(whole, params, pool):
     assert both == min(kept(whole, params=params), kept(whole, pool=pool))
 
 
-@pytest.mark.parametrize("text", ["", "x", "--5M", "5 parsecs", "1,5M", "0.9.1", "M", "1e-3", "½"])
+@pytest.mark.parametrize("text", ["", "x", "--5M", "5 parsecs", "1,5M", "0.9.1", "M", "1e-", "½"])
 @pytest.mark.parametrize("name", ["params", "pool"])
 def test_what_is_no_amount_is_refused_by_name(name, text):
     with pytest.raises(SlimdiffError, match=f"Budget {name}=.*is not an amount.*like 0.9 or 90%"):

@@ -183,7 +183,7 @@ def test_overlapping_prompts_are_refused():
     [
         ("sampling", {"sampling": Sampling(steps=4)}),
         ("tokens", {"tokens": TokenSampling(16, 1)}),
-        ("source", {"source": replace(statistics().header.source, hash="other")}),
+        ("model", {"source": replace(statistics().header.source, hash="other")}),
         ("sites", {"sites": statistics().header.sites[1:]}),
         ("timestep_weights", {"timestep_weights": "log"}),
     ],

@@ -6,7 +6,7 @@ pipeline -> ``compare`` -> ``Report``. ``slim`` is all of it; ``save`` and ``loa
 
 from .allocation import allocate
 from .budget import Budget
-from .calibration import calibrate
+from .calibration import calibrate, finish
 from .compression import compress_
 from .errors import SlimdiffError
 from .loading import register as _register
@@ -28,6 +28,7 @@ __all__ = [
     "calibrate",
     "compare",
     "compress_",
+    "finish",
     "load",
     "merge",
     "save",

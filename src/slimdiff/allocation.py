@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 
 from .budget import Budget
@@ -14,7 +14,15 @@ from .policies.ara import stream_share
 from .sites import Site, pool_parameters
 from .statistics import Statistics
 
-__all__ = ["Grid", "allocate", "check_budget", "least_parameters", "predicted_error", "tied"]
+__all__ = [
+    "Grid",
+    "allocate",
+    "check_budget",
+    "least_parameters",
+    "predicted_error",
+    "reprice",
+    "tied",
+]
 
 DEFAULT_POLICY = "measured"
 
@@ -112,7 +120,16 @@ def tied(sites: Iterable[Site]) -> list[tuple[str, list[Site]]]:
 
 
 def check_budget(parameters: int, sites: Sequence[Site], budget: Budget, grid: Grid) -> None:
-    """Raise SlimdiffError with the least reachable figure if ``budget`` cannot be met."""
+    """Raise SlimdiffError with the least reachable figure if ``budget`` cannot be met.
+
+    Patterns that match no site are refused too: a typing error must not cut what it should save.
+    """
+    for pattern in grid.only + grid.skip:
+        if not any(fnmatch(site.name, pattern) for site in sites):
+            raise SlimdiffError(
+                f"Pattern '{pattern}' (--only / --skip) matches no site; expected names like "
+                f"'{sites[0].name}' or '*.ffn'. See slimdiff inspect."
+            )
     least, ceiling = least_parameters(parameters, sites, grid), budget.ceiling(parameters, sites)
     if least > ceiling:
         pool, saved = pool_parameters(sites), parameters - least
@@ -150,6 +167,21 @@ ERRORS: dict[str, Callable[[Statistics, str, int], float]] = {
     "ara": spectral_error,
     "measured": predicted_error,
 }
+
+
+def reprice(plan: Plan, stats: Statistics) -> Plan:
+    """``plan`` with all that follows from its widths and ``stats`` worked out anew."""
+    free = {site.name: site for site in stats.header.sites if site.locked is None}
+    known = [name for name in plan.widths if name in free]
+    return replace(
+        plan,
+        full={name: free[name].width for name in known},
+        per_unit={name: free[name].parameters(1) for name in known},
+        predicted={name: predicted_error(stats, name, plan.widths[name]) for name in known},
+        parameters=stats.header.source.parameters,
+        pool=pool_parameters(stats.header.sites),
+        calibration=_provenance(stats),
+    )
 
 
 def _option(

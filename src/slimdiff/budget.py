@@ -60,7 +60,7 @@ def _kept(amount: Amount, whole: int, name: str) -> int:
 
 def _number(amount: Amount, name: str) -> float:
     if isinstance(amount, str):
-        match = re.fullmatch(r"\s*(-?[0-9.]+(?:e[0-9]+)?)\s*([kmgb%]?)\s*", amount.lower())
+        match = re.fullmatch(r"\s*(-?[0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgb%]?)\s*", amount.lower())
         try:
             number = float(match[1]) if match else None
         except ValueError:

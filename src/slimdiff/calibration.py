@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from . import families
 from .decomposition import METHODS
-from .denoiser import check_finite, denoiser, fingerprint
+from .denoiser import check_finite, denoiser, fingerprint, refuse_slim
 from .environment import device_name, peak_mib, versions
 from .errors import SlimdiffError
 from .gains import measure_gains
 from .recording import TokenSampling, empty_sums, recording
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
-from .statistics import Header, Source, Statistics
+from .statistics import Header, Source, Statistics, refuse_foreign
 from .surgery import reader_weights
 from .weighting import timestep_weighting
 
@@ -134,6 +134,7 @@ def _begin(
 ) -> Statistics:
     model = denoiser(pipe)
     sites = tuple(families.find(model).sites(model))
+    refuse_slim(model)
     check_finite(model)
     source = Source(
         name or str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
@@ -167,17 +168,22 @@ def _shared_out(
     return summed, tuple(p for p in prompts if p not in summed)
 
 
+def _prompts(header: Header) -> dict[str, object]:
+    return {"prompts": header.prompts, "gain prompts": header.gain_prompts}
+
+
 def _resumed(fresh: Statistics, folder: Path) -> Statistics:
     """What ``folder`` already holds of this calibration, or ``fresh``."""
+    refuse_foreign(folder)
     if not Statistics.exists(folder):
         return fresh
     found = Statistics.load(folder)
-    same = found.header.settings() == fresh.header.settings()
-    prompts = (fresh.header.prompts, fresh.header.gain_prompts)
-    if not same or (found.header.prompts, found.header.gain_prompts) != prompts:
+    wanted, there = ({**s.header.settings(), **_prompts(s.header)} for s in (fresh, found))
+    differ = [name for name, value in wanted.items() if there[name] != value]
+    if differ:
         raise SlimdiffError(
-            f"'{folder}' holds statistics with other settings, prompts or model. "
-            "Choose another folder, or remove this one."
+            f"'{folder}' holds statistics with other {', '.join(differ)}. Choose another folder "
+            "(--statistics), or remove this one."
         )
     sums = {
         site: {k: v.to(fresh.sums[site][k].device) for k, v in tensors.items()}

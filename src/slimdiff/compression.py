@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from .allocation import reprice
 from .calibration import check_statistics
 from .decomposition import METHODS
-from .denoiser import denoiser
+from .denoiser import CONFIG_KEY, METHOD, check_finite, denoiser, recorded_plan
 from .errors import SlimdiffError
 from .plan import Plan, plan_from
 from .statistics import Statistics
 from .surgery import cut_site_
 
-__all__ = ["CONFIG_KEY", "METHOD", "compress_", "plan_of"]
-
-CONFIG_KEY = "quantization_config"
-METHOD = "slimdiff"
+__all__ = ["compress_", "plan_of"]
 
 
 def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
@@ -27,9 +24,10 @@ def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
 
     The plan is recorded in the denoiser's configuration, where saving and loading find it. Under
     ``quantization_config`` because that is diffusers' one hook for models whose Linears differ
-    from what the configuration says.
+    from what the configuration says. What a plan edited by hand predicts is worked out anew.
 
-    Raises SlimdiffError, before anything is cut, if statistics or plan are of another model.
+    Raises SlimdiffError, before anything is cut, if statistics or plan are of another model, and
+    afterwards if a weight does not fit the model's dtype.
     """
     check_statistics(pipe, stats)
     plan.check(stats.header.sites)
@@ -50,13 +48,12 @@ def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
             stats.bases[site.name], stats.sums[site.name], plan.widths[site.name]
         )
         cut_site_(model, site, maps)
+    check_finite(model)
+    plan = reprice(plan, stats)
     model.register_to_config(**{CONFIG_KEY: {"quant_method": METHOD, "plan": asdict(plan)}})
 
 
 def plan_of(pipe: DiffusionPipeline) -> Plan | None:
     """The plan a pipeline was slimmed by, or None for a dense one."""
-    config: Any = denoiser(pipe).config.get(CONFIG_KEY)
-    if config is None:
-        return None
-    value = config if isinstance(config, dict) else config.to_dict()
-    return plan_from(value["plan"], "denoiser config") if value["quant_method"] == METHOD else None
+    value = recorded_plan(denoiser(pipe))
+    return None if value is None else plan_from(value, "denoiser config")

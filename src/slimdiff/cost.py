@@ -18,6 +18,7 @@ from torch.utils.benchmark.utils.timer import timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import families
+from .denoiser import recorded_plan
 from .gains import Call
 from .surgery import reshape_
 
@@ -39,7 +40,12 @@ class StepTime:
 
 
 def multiply_adds(model: Any, call: Call, widths: dict[str, int] | None = None) -> int:
-    """Multiply-adds of one call of a model built like ``model``, cut to ``widths``."""
+    """Multiply-adds of one call of a model built like ``model``, cut to ``widths``.
+
+    Without ``widths`` the model counts as it is, slim or dense.
+    """
+    if widths is None:
+        widths = (recorded_plan(model) or {}).get("widths")
     with torch.device("meta"):
         empty = type(model).from_config(model.config).to(dtype=model.dtype).eval()
     if widths:

@@ -13,9 +13,24 @@ from torch import Tensor, nn
 
 from .errors import SlimdiffError
 
-__all__ = ["check_finite", "component", "denoiser", "fingerprint", "output_of", "timestep_of"]
+__all__ = [
+    "CONFIG_KEY",
+    "METHOD",
+    "check_finite",
+    "component",
+    "denoiser",
+    "fingerprint",
+    "output_of",
+    "recorded_plan",
+    "refuse_slim",
+    "timestep_of",
+]
 
 _COMPONENTS = ("transformer", "unet")
+CONFIG_KEY = "quantization_config"
+"""diffusers' one hook for models whose Linears differ from what the configuration says."""
+
+METHOD = "slimdiff"
 _VOLATILE = ("_name_or_path", "_diffusers_version", "_use_default_values", "quantization_config")
 
 
@@ -58,6 +73,24 @@ def check_finite(model: nn.Module) -> None:
                 f"Weight '{name}' of {type(model).__name__} holds NaN or infinity; expected "
                 "finite numbers. The file is damaged or its dtype too narrow: fetch it again."
             )
+
+
+def recorded_plan(model: Any) -> dict[str, Any] | None:
+    """The plan in a slim denoiser's configuration, as plain values; None for a dense one."""
+    value = model.config.get(CONFIG_KEY)
+    if value is None:
+        return None
+    value = value if isinstance(value, dict) else value.to_dict()
+    return value["plan"] if value.get("quant_method") == METHOD else None
+
+
+def refuse_slim(model: Any) -> None:
+    """Raise SlimdiffError if ``model`` was slimmed already."""
+    if recorded_plan(model) is not None:
+        raise SlimdiffError(
+            f"This {type(model).__name__} is already slim; expected a dense one. Start from the "
+            "dense model: its statistics serve every budget."
+        )
 
 
 def fingerprint(model: Any) -> str:

@@ -46,7 +46,9 @@ def moment_mib(sites: Sequence[Site]) -> float:
     for site in sites:
         if site.locked is None:
             inner = site.heads * site.width
-            total += 2 * inner * site.width if site.kind == "qk" else (inner + 1) ** 2
+            per_head = inner * site.width
+            total += 3 * per_head if site.kind == "qk" else (inner + 1) ** 2
+            total += per_head if site.kind == "vo" else 0
     return total * 8 / 2**20
 
 

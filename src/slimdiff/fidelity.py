@@ -23,6 +23,7 @@ from torchmetrics.functional.image import (
 from tqdm import tqdm
 
 from .denoiser import denoiser, output_of
+from .errors import SlimdiffError
 from .sampling import IndexedPrompt, Sampling, batches, draw
 
 __all__ = ["Fidelity", "Pictures", "measure_fidelity"]
@@ -108,7 +109,11 @@ def _picture_scores(pictures: Pictures) -> tuple[float, float]:
     psnr, ssim = [], []
     for a, b in zip(pictures.slim.split(1), pictures.dense.split(1), strict=True):
         value = float(peak_signal_noise_ratio(a, b, data_range=1.0))
-        psnr.append(min(value, _PSNR_CAP) if math.isfinite(value) else _PSNR_CAP)
+        if math.isnan(value):
+            raise SlimdiffError(
+                "A picture holds NaN; expected values in [0, 1]. Try --dtype float32 or bfloat16."
+            )
+        psnr.append(min(value, _PSNR_CAP))
         score = structural_similarity_index_measure(a, b, data_range=1.0)
         assert isinstance(score, Tensor)
         ssim.append(float(score))

@@ -32,11 +32,32 @@ __all__ = [
 
 
 def refuse_existing(target: Path, force: bool) -> None:
-    """Raise SlimdiffError if ``target`` exists and may not be replaced."""
+    """Raise SlimdiffError unless ``target`` can be written.
+
+    What exists is replaced only with ``force``, and a folder only if it is empty or slimdiff
+    wrote it. The place is tried before any work is done.
+    """
+    if not target.name:
+        raise SlimdiffError(f"Output '{target}' is no name for an output. Choose another -o.")
     if target.exists() and not force:
         raise SlimdiffError(
             f"Output '{target}' already exists. Choose another -o, or pass --force to replace it."
         )
+    if target.is_dir() and any(target.iterdir()) and not _ours(target):
+        raise SlimdiffError(
+            f"Folder '{target}' was not written by slimdiff; --force does not replace it. Choose "
+            "another -o, or remove it yourself."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent):
+        pass
+
+
+def _ours(folder: Path) -> bool:
+    return any((folder / marker).is_file() for marker in _MARKERS)
+
+
+_MARKERS = ("slimdiff_plan.json", "statistics.json", "report.json")
 
 
 @contextmanager
@@ -54,7 +75,11 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         if target.exists():
             old = work.with_suffix(".old")
             os.rename(target, old)
-            os.rename(work, target)
+            try:
+                os.rename(work, target)
+            except BaseException:
+                os.rename(old, target)
+                raise
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         else:
             os.rename(work, target)
@@ -84,7 +109,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SlimdiffError(f"No {what} at '{path}'. Check the path.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, IsADirectoryError, json.JSONDecodeError) as error:
         raise SlimdiffError(
             f"'{path}' is not a {what}: expected JSON, got {error}. Make it again."
         ) from None

@@ -18,7 +18,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
 from . import families
-from .compression import METHOD
+from .denoiser import METHOD
 from .errors import SlimdiffError
 from .plan import plan_from
 from .surgery import reshape_

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from torch import nn
 
-from .denoiser import check_finite, denoiser
+from .denoiser import check_finite
 from .errors import SlimdiffError
 from .files import check_safetensors, read_json
 from .store import saved_dtype
@@ -65,8 +67,8 @@ def open_pipeline(
 ) -> DiffusionPipeline:
     """Load the pipeline that ``model`` names, dense or slim; its weights must be finite.
 
-    ``dtype`` defaults to the one a folder's denoiser was saved in (float32 for ``emoji``, files
-    and hub ids on a CPU, float16 elsewhere). Only safetensors are read; code from a model folder
+    ``dtype`` defaults to what a slim folder was saved in, and for dense models to float32 on a CPU
+    and float16 elsewhere. Only safetensors are read; code from a model folder
     runs only with ``trust_remote_code``.
     """
     device = device or torch.device("cpu")
@@ -99,7 +101,9 @@ def open_pipeline(
             "or a hub id like owner/name. Check the path."
         )
     pipe = _loaded(load, model, place, dtype or _default_dtype(device), options)
-    check_finite(denoiser(pipe))
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            check_finite(part)
     return pipe.to(device)
 
 
@@ -111,7 +115,7 @@ def _loaded(
         return load(place, dtype=dtype, **options)
     except SlimdiffError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise SlimdiffError(
             f"Model '{model}' cannot be loaded: {reason}. Check the path or id, that its weights "
@@ -122,13 +126,10 @@ def _loaded(
 def _single_file(place: str, **options: Any) -> DiffusionPipeline:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    errors: list[Exception] = []
-    for kind in (StableDiffusionXLPipeline, StableDiffusionPipeline):
-        try:
-            return kind.from_single_file(place, **options)
-        except (ValueError, KeyError, RuntimeError, OSError) as error:
-            errors.append(error)
-    raise errors[-1]
+    with safe_open(place, framework="pt") as file:
+        large = any(name.startswith("conditioner.embedders.1.") for name in file.keys())
+    kind = StableDiffusionXLPipeline if large else StableDiffusionPipeline
+    return kind.from_single_file(place, **options)
 
 
 def _check_folder(folder: Path) -> None:

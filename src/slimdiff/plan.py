@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import SlimdiffError
 from .files import read_json, write_json
+from .sampling import Sampling
 from .sites import Site
 
 __all__ = ["Plan", "plan_from"]
 
 FORMAT = 1
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Plan:
     ``pool`` count the dense model. ``model_hash`` and ``calibration`` say where it comes from.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     widths: Mapping[str, int]
     full: Mapping[str, int]
@@ -118,6 +121,21 @@ class Plan:
                 )
 
 
+def _check_calibration(calibration: Mapping[str, Any], where: str) -> None:
+    """Raise SlimdiffError unless what loading and drawing read of ``calibration`` is sound."""
+    if calibration.get("dtype", "float32") not in DTYPES:
+        raise SlimdiffError(
+            f"'{where}' has dtype {calibration['dtype']!r}; expected one of {', '.join(DTYPES)}."
+        )
+    try:
+        TypeAdapter(Sampling).validate_python(calibration.get("sampling", {}))
+    except ValidationError as error:
+        raise SlimdiffError(
+            f"'{where}' is not a valid plan at 'calibration.sampling': {error.errors()[0]['msg']}."
+            " Mend or remake it."
+        ) from None
+
+
 def plan_from(value: Mapping[str, Any], where: str) -> Plan:
     """Validate a plan that was read from ``where``."""
     if value.get("format") != FORMAT:
@@ -126,13 +144,14 @@ def plan_from(value: Mapping[str, Any], where: str) -> Plan:
             "Make it again with slimdiff plan."
         )
     try:
-        plan = TypeAdapter(Plan).validate_python(value)
+        plan = TypeAdapter(Plan).validate_json(json.dumps(value))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise SlimdiffError(
             f"'{where}' is not a valid plan at '{place}': {first['msg']}. Mend or remake it."
         ) from None
+    _check_calibration(plan.calibration, where)
     strangers = sorted(set(plan.widths) - (set(plan.full) & set(plan.per_unit)))
     if strangers:
         raise SlimdiffError(

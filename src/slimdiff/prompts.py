@@ -8,7 +8,9 @@ from pathlib import Path
 from .errors import SlimdiffError
 from .sampling import IndexedPrompt
 
-__all__ = ["read_prompts", "split"]
+__all__ = ["HELD_OUT_FROM", "read_prompts", "split"]
+
+HELD_OUT_FROM = 1_000_000
 
 _HELD_OUT_SHARE = 10
 _HELD_OUT_LEAST = 8
@@ -18,7 +20,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a text file, one a line; empty lines and lines that start with # are skipped."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise SlimdiffError(
             f"No prompt file at '{path}'; expected a text file, one prompt a line."
@@ -39,19 +41,25 @@ def split(
     """Calibration prompts, and held-out prompts with the index that seeds them.
 
     Held out are ``held_out`` if given, else the last tenth of the pool, at least 8; the first
-    ``num_prompts`` of what remains calibrate. Seeds of the two never meet.
+    ``num_prompts`` of what remains calibrate. No text is in both, and held-out prompts are
+    numbered from ``HELD_OUT_FROM``, so that their seeds are the same in every run and none
+    calibrated.
     """
     if num_prompts < 1:
         raise SlimdiffError(f"--num-prompts is {num_prompts}; expected 1 or more.")
-    if held_out is not None:
-        calibration, offset = list(pool), len(pool)
-    else:
+    if held_out is None:
         count = max(_HELD_OUT_LEAST, len(pool) // _HELD_OUT_SHARE)
         if count >= len(pool):
             raise SlimdiffError(
                 f"The prompt pool has {len(pool)} prompts, but {count} are held out to compare; "
                 f"expected at least {count + 1}. Give more prompts, or --eval-prompts FILE."
             )
-        calibration, offset = list(pool[:-count]), len(pool) - count
-        held_out = pool[-count:]
-    return calibration[:num_prompts], list(enumerate(held_out, offset))
+        pool, held_out = pool[:-count], pool[-count:]
+    kept_apart = set(held_out)
+    calibration = [prompt for prompt in pool if prompt not in kept_apart][:num_prompts]
+    if not calibration:
+        raise SlimdiffError(
+            "Every calibration prompt is also held out to compare; expected different prompts. "
+            "Give more --prompts, or other --eval-prompts."
+        )
+    return calibration, list(enumerate(held_out, HELD_OUT_FROM))

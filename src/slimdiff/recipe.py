@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .allocation import DEFAULT_POLICY, Grid, allocate, check_budget
 from .budget import Budget
 from .calibration import calibrate
 from .compression import compress_
-from .denoiser import component, denoiser
+from .denoiser import component, denoiser, refuse_slim
 from .prompts import split
 from .report import Report, compare
 from .sampling import Sampling
@@ -78,6 +79,7 @@ def refuse_unreachable(
 ) -> None:
     """Raise SlimdiffError if the denoiser is unknown or cannot be cut to ``budget``."""
     model = denoiser(pipe)
+    refuse_slim(model)
     sites = families.find(model).sites(model)
     grid = Grid(multiple, tuple(only), tuple(skip))
     check_budget(model.num_parameters(), sites, budget, grid)
@@ -87,5 +89,6 @@ def copy_pipeline(pipe: DiffusionPipeline) -> Any:
     """A pipeline with a copy of the denoiser that shares all other components."""
     components = dict(pipe.components)
     components[component(pipe)] = copy.deepcopy(denoiser(pipe))
-    extra = {k: v for k, v in dict(pipe.config).items() if k == "requires_safety_checker"}
-    return type(pipe)(**components, **extra)
+    accepted = inspect.signature(type(pipe).__init__).parameters
+    settings = {k: v for k, v in pipe.config.items() if k in accepted and k not in components}
+    return type(pipe)(**components, **settings)

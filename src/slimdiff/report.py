@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from .compression import plan_of
 from .cost import StepTime, multiply_adds, step_times, weight_bytes
-from .denoiser import denoiser
+from .denoiser import denoiser, fingerprint, refuse_slim
 from .environment import device_name, versions
 from .errors import SlimdiffError
 from .fidelity import Fidelity, Pictures, measure_fidelity
@@ -20,6 +20,7 @@ from .files import write_json, write_text
 from .gains import capture_calls
 from .pictures import before_after
 from .plan import Plan
+from .prompts import HELD_OUT_FROM
 from .sampling import IndexedPrompt, Sampling
 
 __all__ = ["Report", "Saving", "compare"]
@@ -105,38 +106,51 @@ class Report:
 def compare(
     dense: DiffusionPipeline,
     slim: DiffusionPipeline,
-    prompts: Sequence[IndexedPrompt],
+    prompts: Sequence[str] | Sequence[IndexedPrompt],
     *,
     sampling: Sampling | None = None,
 ) -> Report:
-    """Compare a slim pipeline with the dense one it came from, on held-out indexed prompts.
+    """Compare a slim pipeline with the dense one it came from, on prompts it was not cut by.
 
-    Both draw the same prompts from the same noise. Raises SlimdiffError if ``slim`` is not slim or
-    was not cut from a model of ``dense``'s size, or if there are no prompts.
+    Both draw the same prompts from the same noise; prompts without an index are numbered from
+    ``HELD_OUT_FROM``, as those that ``slim`` holds out. Raises SlimdiffError if ``slim`` is not
+    slim or was cut from another model than ``dense``, or if there are no prompts.
     """
     plan, sampling = plan_of(slim), sampling or Sampling()
     before, after = denoiser(dense), denoiser(slim)
     if plan is None:
         raise SlimdiffError("The second pipeline is not slim: its denoiser records no plan.")
-    if before.num_parameters() != plan.parameters or plan_of(dense) is not None:
-        raise SlimdiffError(
-            f"The slim pipeline was cut from a denoiser of {plan.parameters:,} parameters; the "
-            f"first pipeline has {before.num_parameters():,}. Compare it with the dense original."
-        )
+    refuse_slim(before)
+    _refuse_other_model(before, plan)
     if not prompts:
         raise SlimdiffError("No prompts to compare on: expected at least one. Give more prompts.")
-    (call,) = capture_calls(dense, prompts[: sampling.batch_size], sampling, 1)[:1]
+    indexed = [(HELD_OUT_FROM + i, p) if isinstance(p, str) else p for i, p in enumerate(prompts)]
+    (call,) = capture_calls(dense, indexed[: sampling.batch_size], sampling, 1)[:1]
     return Report(
         params=Saving(plan.parameters, after.num_parameters()),
         pool=Saving(plan.pool, plan.pool - plan.removed),
         macs=Saving(multiply_adds(before, call), multiply_adds(before, call, dict(plan.widths))),
         bytes=Saving(weight_bytes(before), weight_bytes(after)),
         step_time=step_times(before, after, call),
-        **_quality(dense, slim, prompts, sampling),
+        **_quality(dense, slim, indexed, sampling),
         plan=plan,
         sampling=sampling,
         device=device_name(torch.device(after.device)),
     )
+
+
+def _refuse_other_model(dense: Any, plan: Plan) -> None:
+    """Raise SlimdiffError unless ``plan`` was made for ``dense`` (same hash if same dtype)."""
+    same = dense.num_parameters() == plan.parameters
+    if same and str(dense.dtype) == f"torch.{plan.calibration.get('dtype')}":
+        same = fingerprint(dense) == plan.model_hash
+    if not same:
+        raise SlimdiffError(
+            f"The slim pipeline was cut from another denoiser ({plan.denoiser}, "
+            f"{plan.parameters:,} parameters, hash {plan.model_hash[:12]}) than the first "
+            f"pipeline has ({dense.num_parameters():,} parameters). Compare it with its dense "
+            "original."
+        )
 
 
 def _quality(

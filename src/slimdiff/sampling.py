@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from .denoiser import denoiser
+from .errors import SlimdiffError
 
 __all__ = ["Sampling", "batches", "draw", "sample_latents"]
 
@@ -34,6 +36,13 @@ class Sampling:
     width: int | None = None
     batch_size: int = 8
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise SlimdiffError(f"Guidance is {self.guidance}; expected a finite number.")
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise SlimdiffError(f"{name} is {getattr(self, name)}; expected 1 or more.")
 
     def arguments(
         self, pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt]
@@ -67,8 +76,8 @@ def sample_latents(
     pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling
 ) -> Tensor:
     """Denoise one batch of prompts; returns the final latents without decoding them."""
-    with _quiet(pipe), torch.no_grad():
-        result = pipe(**sampling.arguments(pipe, prompts), output_type="latent")  # pyright: ignore
+    with _quiet(pipe):
+        result = _run(pipe, sampling.arguments(pipe, prompts), "latent")
     return result[0] if isinstance(result, tuple) else result.images
 
 
@@ -77,10 +86,24 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Draw one batch: pictures (B, 3, H, W) in [0, 1], and the latents decoded to them."""
     seen: list[Tensor] = []
-    with _quiet(pipe), _watch_decode(pipe, seen), torch.no_grad():
-        result = pipe(**sampling.arguments(pipe, prompts), output_type="pt")  # pyright: ignore
+    with _quiet(pipe), _watch_decode(pipe, seen):
+        result = _run(pipe, sampling.arguments(pipe, prompts), "pt")
     images = result[0] if isinstance(result, tuple) else result.images
     return images.float().cpu(), torch.cat(seen).float().cpu()
+
+
+def _run(pipe: Any, arguments: dict[str, Any], output_type: str) -> Any:
+    """Call the pipeline; what it refuses is said in its words."""
+    try:
+        with torch.no_grad():
+            return pipe(**arguments, output_type=output_type)
+    except SlimdiffError:
+        raise
+    except ValueError as error:
+        raise SlimdiffError(
+            f"{type(pipe).__name__} refuses to sample: {error}. Check --steps, --height, --width "
+            "and the prompts."
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ replaced last and atomically, so a folder is always one consistent state, also a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,10 +25,11 @@ from .recording import Sums, TokenSampling
 from .sampling import Sampling
 from .sites import Site
 
-__all__ = ["Gain", "Header", "Source", "Statistics", "merge"]
+__all__ = ["Gain", "Header", "Source", "Statistics", "merge", "refuse_foreign"]
 
 FORMAT = 1
 _FILE = "statistics.json"
+_OWN = re.compile(r"(sums|bases)-\d{6}-\w+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Header:
     measured on prompts the bases have not seen. ``method`` names the closed forms behind both.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     source: Source
     sampling: Sampling
@@ -78,9 +80,16 @@ class Header:
     format: int = FORMAT
 
     def settings(self) -> dict[str, Any]:
-        """What must agree for two calibrations to be one: all but progress and results."""
-        kept = ("source", "sampling", "tokens", "sites", "timestep_weights", "format")
-        return {name: getattr(self, name) for name in kept}
+        """What must agree for two calibrations to be one: all but progress and results.
+
+        Neither what the model was called nor how prompts were batched changes the sums.
+        """
+        kept = ("tokens", "sites", "timestep_weights", "format")
+        return {
+            "model": replace(self.source, name=""),
+            "sampling": replace(self.sampling, batch_size=1),
+            **{name: getattr(self, name) for name in kept},
+        }
 
 
 @dataclass(frozen=True)
@@ -115,15 +124,16 @@ class Statistics:
     def save(self, folder: str | Path) -> None:
         """Write the folder; a previous state in it is replaced only once the new one is whole."""
         folder = Path(folder)
-        stamp = f"{self.header.done:06d}{'' if self.bases else '-partial'}"
+        refuse_foreign(folder)
+        stamp = f"{self.header.done:06d}-{self.header.method if self.bases else 'partial'}"
         tensors = {f"sums-{stamp}.safetensors": _flatten(self.sums)}
         if self.bases:
             flat = {n: {**b.tensors, "errors": b.errors} for n, b in self.bases.items()}
             tensors[f"bases-{stamp}.safetensors"] = _flatten(flat)
         files = {name: write_tensors(folder / name, value) for name, value in tensors.items()}
         write_json(folder / _FILE, asdict(replace(self.header, files=files)))
-        for old in folder.glob("*.safetensors"):
-            if old.name not in files:
+        for old in folder.iterdir():
+            if _OWN.fullmatch(old.name) and old.name not in files:
                 old.unlink()
 
     @classmethod
@@ -144,6 +154,12 @@ class Statistics:
             name: Basis({k: v for k, v in found.items() if k != "errors"}, found["errors"])
             for name, found in tensors["bases"].items()
         }
+        free = {site.name for site in header.sites if site.locked is None}
+        if set(tensors["sums"]) != free or not set(bases) <= free:
+            raise SlimdiffError(
+                f"The sums in '{folder}' do not belong to the sites in {_FILE}; statistics "
+                "are damaged. Run slimdiff calibrate again."
+            )
         return cls(header, tensors["sums"], bases)
 
     @staticmethod
@@ -152,11 +168,22 @@ class Statistics:
         return (Path(folder) / _FILE).is_file()
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Raise SlimdiffError if ``folder`` holds files but no statistics."""
+    if folder.is_dir() and any(folder.iterdir()) and not Statistics.exists(folder):
+        raise SlimdiffError(
+            f"Folder '{folder}' holds other files and no {_FILE}; expected statistics, an empty "
+            "folder or a new name. Choose another folder."
+        )
+
+
 def merge(parts: Sequence[Statistics]) -> Statistics:
     """Add statistics of one model over disjoint prompts. Bases and gains are stale afterwards.
 
     Raises SlimdiffError if models, sampling or sites differ, or if a prompt index occurs twice.
     """
+    if not parts:
+        raise SlimdiffError("Nothing to merge: expected at least one Statistics.")
     first = parts[0]
     prompts: list[tuple[int, str]] = []
     gain_prompts: list[tuple[int, str]] = []

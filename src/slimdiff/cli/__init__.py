@@ -24,6 +24,8 @@ from .steps import apply, calibrate, compare, plan
 
 __all__ = ["main"]
 
+_VERBOSE = "SLIMDIFF_VERBOSE"
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="slimdiff")
@@ -50,13 +52,21 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; no output was written.", err=True)
+        click.echo("Interrupted.", err=True)
         sys.exit(130)
     except torch.OutOfMemoryError as error:
         _fail(f"Out of memory ({str(error).splitlines()[0]}). Lower --batch-size.")
     except OSError as error:
         _fail(
             f"{error.strerror or error}: '{error.filename or '-'}'. Check space and permissions."
+        )
+    except Exception as error:
+        if _VERBOSE in os.environ:
+            raise
+        reason = str(error).strip().splitlines()[:1]
+        _fail(
+            f"Unexpected {type(error).__name__}: {''.join(reason)}. This is a bug in slimdiff or "
+            f"its surroundings; set {_VERBOSE}=1 to see where it happened."
         )
 
 
@@ -70,7 +80,7 @@ def _quiet_hosts() -> None:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    if "SLIMDIFF_VERBOSE" in os.environ:
+    if _VERBOSE in os.environ:
         return
     warnings.filterwarnings("ignore", module="(diffusers|transformers|torch|huggingface_hub).*")
     logging.getLogger("torch").setLevel(logging.ERROR)

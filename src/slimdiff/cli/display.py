@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 from ..plan import Plan
 from ..report import Report
 from ..sites import Site, pool_parameters
+from ..statistics import Statistics
 
-__all__ = ["out", "plan_table", "report_table", "say", "site_table"]
+__all__ = ["out", "plan_table", "report_table", "say", "site_table", "what_remains"]
 
 out = Console()
 _err = Console(stderr=True)
@@ -18,6 +21,17 @@ _err = Console(stderr=True)
 def say(message: str) -> None:
     """Tell what is going on."""
     _err.print(message, style="dim", highlight=False, soft_wrap=True, markup=False)
+
+
+def what_remains(statistics: Path) -> str:
+    """What an interrupted calibration can resume from."""
+    if not Statistics.exists(statistics):
+        return "Stopped before the first save. Run the command again."
+    header = Statistics.load(statistics).header
+    return (
+        f"{header.done} of {len(header.prompts)} prompts are kept in {statistics}: run the same "
+        "command to resume there."
+    )
 
 
 def site_table(sites: list[Site]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..errors import SlimdiffError
 from ..estimate import estimate
 from ..files import new_folder, refuse_existing
 from ..prompts import read_prompts, split
@@ -15,7 +16,7 @@ from ..recipe import refuse_unreachable
 from ..recipe import slim as run_slim
 from ..statistics import Statistics
 from ..store import write_into
-from .display import report_table, say
+from .display import report_table, say, what_remains
 from .options import (
     PATH,
     Budgeting,
@@ -85,8 +86,10 @@ def slim(
         say("Dry run; nothing is written.")
         click.echo(estimate(pipe, calibration[0], len(calibration), sampling, 1024))
         return
+    named = statistics is not None
     statistics = statistics or output.with_name(f"{output.name}-statistics")
-    if force and Statistics.exists(statistics) and statistics.name.startswith(output.name):
+    _refuse_nested(output, statistics)
+    if force and not named and Statistics.exists(statistics):
         shutil.rmtree(statistics)
     say(f"Calibrating on {len(calibration)} prompts; kept in {statistics}")
     try:
@@ -107,17 +110,16 @@ def slim(
             write_into(slim_pipe, work)
             report.save(work / "report")
     except KeyboardInterrupt:
-        say(_what_remains(output, statistics))
+        say(f"{output} was not written. {what_remains(statistics)}")
         raise
     report_table(report)
     say(f"Slim pipeline in {output}; pictures in {output / 'report' / 'before_after.png'}")
 
 
-def _what_remains(output: Path, statistics: Path) -> str:
-    if not Statistics.exists(statistics):
-        return f"Stopped before the first save; {output} was not written. Run the command again."
-    header = Statistics.load(statistics).header
-    return (
-        f"{output} was not written. {header.done} of {len(header.prompts)} prompts are kept in "
-        f"{statistics}: run the same command to resume there."
-    )
+def _refuse_nested(output: Path, statistics: Path) -> None:
+    first, second = output.resolve(), statistics.resolve()
+    if first == second or first in second.parents or second in first.parents:
+        raise SlimdiffError(
+            f"Output '{output}' and statistics '{statistics}' lie in one another; expected two "
+            "separate folders. Change -o or --statistics."
+        )

@@ -135,7 +135,9 @@ def sampling_options(command: Command) -> Command:
         click.option("--height", type=click.IntRange(8), help="Height in pixels."),
         click.option("--width", type=click.IntRange(8), help="Width in pixels."),
         click.option("--batch-size", type=click.IntRange(1), help="Prompts a batch. Default: 8."),
-        click.option("--seed", type=int, help="Seed of the first prompt. Default: 0."),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**62), help="Seed of the first prompt. Default: 0."
+        ),
     ]
 
     def gather(**given: Any) -> dict[str, Any]:
@@ -171,7 +173,11 @@ def prompt_options(command: Command) -> Command:
             help="Text file, one prompt a line. Default: the model's own, else many kinds.",
         ),
         click.option(
-            "--num-prompts", type=int, default=64, show_default=True, help="Calibration prompts."
+            "--num-prompts",
+            type=click.IntRange(1),
+            default=64,
+            show_default=True,
+            help="Calibration prompts.",
         ),
     ):
         command = option(command)

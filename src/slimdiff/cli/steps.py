@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import click
 
 from ..allocation import allocate
 from ..calibration import calibrate as run_calibrate
-from ..compression import compress_
+from ..compression import compress_, plan_of
+from ..denoiser import denoiser
 from ..errors import SlimdiffError
 from ..estimate import estimate
 from ..files import new_folder, refuse_existing
@@ -18,7 +20,7 @@ from ..prompts import read_prompts, split
 from ..report import compare as run_compare
 from ..statistics import Statistics
 from ..store import PLAN_FILE, load, write_into
-from .display import out, plan_table, report_table, say
+from .display import out, plan_table, report_table, say, what_remains
 from .options import (
     PATH,
     Budgeting,
@@ -67,7 +69,7 @@ def calibrate(
 
     Example: slimdiff calibrate emoji --num-prompts 64 -o emoji-statistics
     """
-    unfinished = Statistics.exists(output) and not Statistics.load(output).complete
+    unfinished = not force and Statistics.exists(output) and not Statistics.load(output).complete
     refuse_existing(output, force or unfinished)
     held_out = read_prompts(eval_prompts) if eval_prompts else None
     chosen, _ = split(pool_of(model, prompts), num_prompts, held_out)
@@ -79,12 +81,13 @@ def calibrate(
         return
     settings: dict[str, Any] = {"sampling": sampling, "name": model, "method": method}
     settings["timestep_weights"] = timestep_weights
-    if output.exists() and (force or not unfinished):
-        stats = run_calibrate(pipe, chosen, **settings)
-        with new_folder(output, force=True) as work:
-            stats.save(work)
-    else:
+    if force and output.exists():
+        shutil.rmtree(output)
+    try:
         stats = run_calibrate(pipe, chosen, **settings, folder=output)
+    except KeyboardInterrupt:
+        say(what_remains(output))
+        raise
     out.print(str(stats), highlight=False, soft_wrap=True)
 
 
@@ -124,7 +127,7 @@ def apply(
     compress_(pipe, found, wanted)
     with new_folder(output, force=force) as work:
         write_into(pipe, work)
-    out.print(str(wanted).splitlines()[-1], highlight=False, soft_wrap=True)
+    out.print(str(plan_of(pipe)).splitlines()[-1], highlight=False, soft_wrap=True)
     say(f"Slim pipeline in {output}")
 
 
@@ -162,7 +165,7 @@ def compare(
     _, chosen = split(pool, 1, held_out)
     sampling = sampling_from(dense, drawing, dict(provenance.get("sampling", {})))
     dense_pipe = opening.open(dense, provenance.get("dtype"))
-    slim_pipe = load(slim, device=dense_pipe.device)
+    slim_pipe = load(slim, device=dense_pipe.device, dtype=denoiser(dense_pipe).dtype)
     report = run_compare(dense_pipe, slim_pipe, chosen, sampling=sampling)
     with new_folder(output, force=force) as work:
         report.save(work)
