@@ -300,3 +300,139 @@ def test_a_full_disk_leaves_nothing(place, monkeypatch, capsys):
     assert "No space left on device: 'weights'" in capsys.readouterr().err
     assert not Path("f").exists()
     assert not [p for p in place.iterdir() if p.name.startswith(".")]
+
+
+def test_force_replaces_only_what_slimdiff_wrote(place, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    for command in (
+        ["slim", place / "model", "--prompts", place / "prompts.txt", *CUT, *SMALL],
+        ["calibrate", place / "model", "--prompts", place / "prompts.txt", *SMALL],
+    ):
+        refused(
+            run(*command, "-o", "mine", "--force", cwd=tmp_path),
+            "Folder 'mine' was not written by slimdiff; --force does not replace it",
+        )
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+def test_output_and_statistics_must_not_lie_in_one_another(place):
+    refused(
+        run(
+            "slim", "model", "-o", "a", "--statistics", "a/stats", "--prompts", "prompts.txt",
+            *CUT, *SMALL, cwd=place,
+        ),
+        "Output 'a' and statistics 'a/stats' lie in one another; expected two separate folders",
+    )  # fmt: skip
+
+
+def test_a_slim_model_is_not_slimmed_again(place):
+    for command in (["slim", "slim", "-o", "a"], ["calibrate", "slim", "-o", "a"]):
+        refused(
+            run(*command, "--prompts", "prompts.txt", "--num-prompts", "2", *SMALL, cwd=place),
+            "UNet2DConditionModel is already slim; expected a dense one",
+        )
+
+
+def test_statistics_of_other_settings_are_not_continued(place):
+    refused(
+        run(
+            "calibrate", "model", "-o", "stats", "--prompts", "prompts.txt", "--num-prompts", "2",
+            *SMALL, cwd=place,
+        ),
+        "Output 'stats' already exists",
+    )  # fmt: skip
+    refused(
+        run(
+            "slim", "model", "-o", "other", "--statistics", "stats", "--prompts", "prompts.txt",
+            *CUT, *SMALL, "--seed", "7", cwd=place,
+        ),
+        "'stats' holds statistics with other sampling, tokens. Choose another folder",
+    )  # fmt: skip
+    assert not (place / "other").exists()
+
+
+def test_a_pattern_that_matches_no_site(place):
+    refused(
+        run("plan", "stats", "--pool", "0.8", "--skip", "*.fnn", "-o", "p.json", cwd=place),
+        r"Pattern '\*.fnn' \(--only / --skip\) matches no site; expected names like 'down_blocks",
+    )
+
+
+def test_compare_needs_the_dense_original(place, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    weights = next((folder / "unet").glob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors["conv_in.weight"] *= 2
+    save_file(tensors, weights, metadata={"format": "pt"})
+    for dense, text in ((folder, "was cut from another denoiser"), (place / "slim", "is already")):
+        refused(
+            run(
+                "compare", dense, place / "slim", "--prompts", place / "prompts.txt", "-o", "r",
+                *SMALL, cwd=tmp_path,
+            ),
+            text,
+        )  # fmt: skip
+    assert not (tmp_path / "r").exists()
+
+
+def test_nan_in_the_text_encoder(tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    weights = next((folder / "text_encoder").glob("*.safetensors"))
+    tensors = load_file(weights)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] = float("inf")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    refused(run("inspect", "model", cwd=tmp_path), "Weight '.*' of CLIPTextModel holds NaN or inf")
+
+
+def test_what_nobody_foresaw_is_still_a_message(place, monkeypatch):
+    from slimdiff.cli import steps
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("one by nought")
+
+    monkeypatch.setattr(steps, "allocate", broken)
+    refused(
+        run("plan", "stats", "--pool", "0.8", "-o", "p.json", cwd=place),
+        "Unexpected ZeroDivisionError: one by nought. .*set SLIMDIFF_VERBOSE=1",
+    )
+    monkeypatch.setenv("SLIMDIFF_VERBOSE", "1")
+    with pytest.raises(ZeroDivisionError):
+        run("plan", "stats", "--pool", "0.8", "-o", "p.json", cwd=place)
+
+
+def test_sampling_that_the_pipeline_refuses(place):
+    refused(
+        run(
+            "calibrate", "model", "-o", "s3", "--prompts", "prompts.txt", "--num-prompts", "2",
+            *SMALL, "--height", "13", "--width", "16", cwd=place,
+        ),
+        "StableDiffusionPipeline refuses to sample: .*Check --steps, --height, --width",
+    )  # fmt: skip
+    refused(
+        run("calibrate", "model", "-o", "s3", *SMALL, "--height", "16", cwd=place),
+        "Size is None x 16; expected width and height, or neither",
+    )
+    refused(run("calibrate", "model", "-o", "s3", "--seed", "-1", cwd=place), "Invalid value")
+    assert not (place / "s3").exists()
+
+
+def test_force_makes_new_statistics_only_where_they_have_no_name_of_their_own(place, tmp_path):
+    def slim(*more):
+        made = run(
+            "slim", place / "model", "-o", "a", "--pool", "0.8", "--prompts",
+            place / "prompts.txt", *CUT, *SMALL, *more, cwd=tmp_path,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+
+    def stamp(name):
+        return (tmp_path / name / "statistics.json").stat().st_mtime_ns
+
+    slim()
+    slim("--force", "--statistics", "kept")
+    automatic, named = stamp("a-statistics"), stamp("kept")
+    slim("--force", "--statistics", "kept")
+    assert stamp("kept") == named
+    slim("--force")
+    assert stamp("a-statistics") > automatic

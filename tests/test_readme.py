@@ -41,3 +41,7 @@ def test_the_python_example_parses_and_uses_public_names():
 def test_linked_files_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r"^[A-Z]{4,}$", README, flags=re.M)

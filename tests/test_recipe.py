@@ -147,3 +147,42 @@ def test_an_edited_plan_applies_with_unequal_widths(pipe, stats, tmp_path):
     assert type(attention.processor).__name__ == "SlimAttnProcessor"
     report = slimdiff.compare(pipe, slim, [(9, "thing")], sampling=SAMPLING)
     assert 0 < report.fidelity.noise_rel_mse < 1
+
+
+def test_held_out_prompts_never_calibrate_and_keep_their_seeds():
+    from slimdiff.prompts import HELD_OUT_FROM, split
+
+    calibration, held_out = split([*PROMPTS, PROMPTS[-1]], 64)
+    assert len(held_out) == 8
+    assert not set(calibration) & {text for _, text in held_out}
+    assert [index for index, _ in held_out] == list(range(HELD_OUT_FROM, HELD_OUT_FROM + 8))
+    _, given = split(PROMPTS, 3, held_out=PROMPTS[5:7])
+    assert given == [(HELD_OUT_FROM, PROMPTS[5]), (HELD_OUT_FROM + 1, PROMPTS[6])]
+    with pytest.raises(slimdiff.SlimdiffError, match="Every calibration prompt is also held out"):
+        split(PROMPTS[:2], 2, held_out=PROMPTS)
+
+
+def test_compare_takes_plain_prompts_and_refuses_none(pipe, stats):
+    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=0.6), multiple=2)
+    slim = copy_pipeline(pipe)
+    slimdiff.compress_(slim, stats, plan)
+    a = slimdiff.compare(pipe, slim, ["thing"], sampling=SAMPLING)
+    b = slimdiff.compare(pipe, slim, [(1_000_000, "thing")], sampling=SAMPLING)
+    assert a.fidelity == b.fidelity
+    with pytest.raises(slimdiff.SlimdiffError, match="No prompts to compare on"):
+        slimdiff.compare(pipe, slim, [], sampling=SAMPLING)
+    with pytest.raises(slimdiff.SlimdiffError, match="second pipeline is not slim"):
+        slimdiff.compare(pipe, pipe, ["thing"], sampling=SAMPLING)
+
+
+def test_what_an_edited_plan_predicts_is_worked_out_anew(pipe, stats):
+    from dataclasses import replace
+
+    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=0.9), multiple=2)
+    lower = slimdiff.allocate(stats, slimdiff.Budget(pool=0.6), multiple=2)
+    edited = replace(plan, widths=lower.widths, pool=1, parameters=1)
+    slim = copy_pipeline(pipe)
+    slimdiff.compress_(slim, stats, edited)
+    recorded = slimdiff.compression.plan_of(slim)
+    assert recorded.predicted == lower.predicted
+    assert (recorded.pool, recorded.parameters) == (plan.pool, plan.parameters)

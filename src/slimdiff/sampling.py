@@ -43,6 +43,11 @@ class Sampling:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise SlimdiffError(f"{name} is {getattr(self, name)}; expected 1 or more.")
+        if (self.height is None) != (self.width is None):
+            raise SlimdiffError(
+                f"Size is {self.width} x {self.height}; expected width and height, or neither "
+                "(pipelines ignore one without the other). Give both --height and --width."
+            )
 
     def arguments(
         self, pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt]

@@ -33,6 +33,7 @@ from training.emoji.common import (
     grid,
     load_drawings,
     load_pictures,
+    mixed_precision,
     prepare,
     to_bytes,
     to_unit,
@@ -106,7 +107,7 @@ def train(
             group["lr"] = rate * min(1, (step + 1) / 100) * (1 - done) ** 0.7
         batch = pictures[torch.randint(len(pictures), (BATCH,))].to(device)
         target = to_unit(batch).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             latents = vae.encoder(target)
             rebuilt = vae.decoder(latents + LATENT_NOISE * torch.randn_like(latents))
         latents, rebuilt = latents.float(), rebuilt.float()

@@ -42,6 +42,7 @@ from training.emoji.common import (
     fraction_of,
     load_drawings,
     load_pictures,
+    mixed_precision,
     prepare,
     to_unit,
 )
@@ -132,7 +133,7 @@ def train(
         # Everything after the first end mark is padding, and attention never looks ahead.
         ids = ids[:, : 1 + (ids == model.config.text_config.eos_token_id).int().argmax(1).max()]
         views = augment(to_unit(pictures[chosen])).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             output = model(input_ids=ids, pixel_values=views)
         logits = output.logits_per_image.float()
         right = torch.arange(len(chosen), device=device)

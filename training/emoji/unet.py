@@ -46,6 +46,7 @@ from training.emoji.common import (
     describe,
     grid,
     load_drawings,
+    mixed_precision,
     prepare,
 )
 from training.emoji.models import (
@@ -148,7 +149,7 @@ class Trainer:
         self.drawings, latents = training_set(args.work)
         self.tokenizer, self.latents = tokenizer, latents.to(device)
         self.alphas = build_scheduler().alphas_cumprod.to(device)
-        self.velocity = unet if args.eager else torch.compile(unet)
+        self.velocity = torch.compile(unet) if args.compile else unet
 
     def save(self, path: Path) -> None:
         """Write the checkpoint in one atomic step."""
@@ -183,7 +184,7 @@ class Trainer:
         noise = torch.randn_like(latents)
         target = a * noise - s * latents
         mixture = (a * latents + s * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device):
             hidden = self.networks["text_encoder"](ids.to(self.device))[0]
             predicted = self.velocity(mixture, times, hidden).sample
         error = (predicted.float() - target).square().mean((1, 2, 3))
@@ -283,16 +284,16 @@ def main(argv: list[str] | None = None) -> None:
         "--cooldown", type=float, default=0, help="minutes for the rate to fall to 0"
     )
     parser.add_argument("--init", type=Path, help="without a checkpoint: start from this pipeline")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--adamw", action="store_true", help="AdamW for all weights, no Muon")
-    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--compile", action="store_true", help="pays on a GPU only")
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
     parser.add_argument("--sample-every", type=float, default=20, help="minutes")
     parser.add_argument("--report", type=int, default=25, help="steps between progress lines")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.batch, args.eager = 4, True
+        args.batch = 4
     device = prepare(args)
     main_run, cooldown = args.work / "unet.pt", args.work / "unet-cooldown.pt"
     if args.cooldown:
