@@ -91,16 +91,7 @@ def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") ->
         )
         for site in tqdm(free, desc="decompose", unit="site", disable=None)
     }
-    gains = measure_gains(
-        pipe,
-        header.sites,
-        stats.sums,
-        bases,
-        forms,
-        header.gain_prompts or header.prompts,
-        header.sampling,
-        len(header.prompts),
-    )
+    gains = measure_gains(pipe, header, stats.sums, bases, forms)
     header = replace(
         header,
         method=method,

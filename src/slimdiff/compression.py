@@ -16,7 +16,7 @@ from .plan import Plan, plan_from
 from .statistics import Statistics
 from .surgery import cut_site_
 
-__all__ = ["compress_", "plan_of"]
+__all__ = ["compress_", "plan_of", "record_plan_"]
 
 
 def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
@@ -49,8 +49,13 @@ def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
         )
         cut_site_(model, site, maps)
     check_finite(model)
-    plan = reprice(plan, stats)
-    model.register_to_config(**{CONFIG_KEY: {"quant_method": METHOD, "plan": asdict(plan)}})
+    record_plan_(pipe, reprice(plan, stats))
+
+
+def record_plan_(pipe: DiffusionPipeline, plan: Plan) -> None:
+    """Write ``plan`` into the configuration of the denoiser that was cut by it."""
+    config = {CONFIG_KEY: {"quant_method": METHOD, "plan": asdict(plan)}}
+    denoiser(pipe).register_to_config(**config)
 
 
 def plan_of(pipe: DiffusionPipeline) -> Plan | None:

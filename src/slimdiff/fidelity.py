@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -22,9 +21,10 @@ from torchmetrics.functional.image import (
 )
 from tqdm import tqdm
 
-from .denoiser import denoiser, output_of
+from .denoiser import denoiser
 from .errors import SlimdiffError
 from .sampling import IndexedPrompt, Sampling, batches, draw
+from .shadow import shadowing
 
 __all__ = ["Fidelity", "Pictures", "measure_fidelity"]
 
@@ -61,11 +61,8 @@ def measure_fidelity(
     pictures: list[tuple[Tensor, Tensor]] = []
     with tqdm(total=len(prompts), desc="compare", unit="prompt", disable=None) as bar:
         for batch in batches(prompts, sampling.batch_size):
-            handle = _shadow(dense, slim, noise)
-            try:
+            with shadowing(denoiser(dense), denoiser(slim), noise.add):
                 dense_images, dense_latents = draw(dense, batch, sampling)
-            finally:
-                handle.remove()
             slim_images, slim_latents = draw(slim, batch, sampling)
             latent.add(slim_latents, dense_latents)
             pictures.append((dense_images, slim_images))
@@ -91,17 +88,6 @@ class _Ratio:
     @property
     def value(self) -> float:
         return self.error / max(self.energy, 1e-300)
-
-
-def _shadow(dense: DiffusionPipeline, slim: DiffusionPipeline, noise: _Ratio) -> Any:
-    """While the dense pipeline runs, let the slim denoiser answer the same calls."""
-    follower = denoiser(slim)
-    follower.eval()
-
-    def hook(module: Any, args: Any, kwargs: Any, out: Any) -> None:
-        noise.add(output_of(follower(*args, **kwargs)), output_of(out))
-
-    return denoiser(dense).register_forward_hook(hook, with_kwargs=True)
 
 
 def _picture_scores(pictures: Pictures) -> tuple[float, float]:

@@ -25,11 +25,10 @@ from .decomposition import Basis, Method
 from .denoiser import denoiser, output_of, timestep_of
 from .recording import Sums
 from .sampling import IndexedPrompt, Sampling, sample_latents
-from .sites import Site
-from .statistics import Gain
+from .statistics import Gain, Header
 from .surgery import trial
 
-__all__ = ["Call", "capture_calls", "measure_gains"]
+__all__ = ["Call", "capture_calls", "gain_calls", "measure_gains", "output_error"]
 
 _STEPS = 4
 _PROMPTS = 4
@@ -46,24 +45,14 @@ class Call:
 
 def measure_gains(
     pipe: DiffusionPipeline,
-    sites: Sequence[Site],
+    header: Header,
     sums: Sums,
     bases: Mapping[str, Basis],
     method: Mapping[str, Method],
-    prompts: Sequence[IndexedPrompt],
-    sampling: Sampling,
-    affordable: int,
 ) -> dict[str, Gain]:
-    """One gain for every unlocked site, at half its width, on dense inputs from ``prompts``.
-
-    Costs one pass of the stored calls a site; how many are stored is chosen so that all passes
-    together evaluate the denoiser at most as often as sampling ``affordable`` prompts does.
-    """
-    model = denoiser(pipe)
-    free = [site for site in sites if site.locked is None]
-    steps = min(_STEPS, sampling.steps)
-    share = affordable * sampling.steps // (max(1, len(free)) * steps)
-    calls = capture_calls(pipe, prompts[: max(1, min(_PROMPTS, share))], sampling, steps)
+    """One gain for every unlocked site, at half its width; costs one pass of the calls a site."""
+    model, calls = denoiser(pipe), gain_calls(pipe, header)
+    free = [site for site in header.sites if site.locked is None]
     gains: dict[str, Gain] = {}
     for site in tqdm(free, desc="gains", unit="site", disable=None):
         width = max(1, site.width // 2)
@@ -71,6 +60,18 @@ def measure_gains(
         with trial(model, site, maps):
             gains[site.name] = Gain(width, output_error(model, calls))
     return gains
+
+
+def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
+    """Dense calls to measure gains on, from prompts that the sums have not seen if there are any.
+
+    So many that one pass a site evaluates the denoiser at most as often as calibration did.
+    """
+    sites = sum(site.locked is None for site in header.sites)
+    steps = min(_STEPS, header.sampling.steps)
+    share = len(header.prompts) * header.sampling.steps // (max(1, sites) * steps)
+    prompts = header.gain_prompts or header.prompts
+    return capture_calls(pipe, prompts[: max(1, min(_PROMPTS, share))], header.sampling, steps)
 
 
 def capture_calls(

@@ -16,11 +16,17 @@ from .budget import Budget
 from .calibration import calibrate
 from .compression import compress_
 from .denoiser import component, denoiser, refuse_slim
+from .feedback import repair_
+from .gains import gain_calls, output_error
+from .interactions import apart, with_shares
 from .prompts import split
 from .report import Report, compare
 from .sampling import Sampling
+from .statistics import Statistics
 
-__all__ = ["copy_pipeline", "refuse_unreachable", "slim"]
+__all__ = ["copy_pipeline", "cut", "refuse_unreachable", "slim"]
+
+_CORRECTIONS = 2
 
 
 def slim(
@@ -38,6 +44,7 @@ def slim(
     multiple: int = 8,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    rounds: int = 0,
     name: str = "",
     statistics: str | Path | None = None,
 ) -> tuple[DiffusionPipeline, Report]:
@@ -46,7 +53,8 @@ def slim(
     ``prompts`` is the pool: its last tenth (at least 8), or ``eval_prompts``, is held out for the
     comparison and the first ``num_prompts`` of the rest calibrate. ``statistics`` is a folder to
     keep the calibration in, or to take it from. ``method`` names the closed forms and
-    ``timestep_weights`` how much each step counts. Returns the slim pipeline, which shares every
+    ``timestep_weights`` how much each step counts; ``rounds`` of error feedback follow the cut
+    (:mod:`slimdiff.feedback`). Returns the slim pipeline, which shares every
     component but the denoiser with ``pipe``, and the report.
 
     Raises SlimdiffError, before calibrating if it can, for whatever cannot be done.
@@ -64,10 +72,36 @@ def slim(
         timestep_weights=timestep_weights,
         folder=statistics,
     )
-    plan = allocate(stats, budget, policy=policy, multiple=multiple, only=only, skip=skip)
-    slim_pipe = copy_pipeline(pipe)
-    compress_(slim_pipe, stats, plan)
+    options = {"policy": policy, "multiple": multiple, "only": only, "skip": skip}
+    slim_pipe = cut(pipe, stats, budget, **options)
+    if rounds:
+        repair_(pipe, slim_pipe, stats, rounds)
     return slim_pipe, compare(pipe, slim_pipe, held_out, sampling=sampling)
+
+
+def cut(
+    pipe: DiffusionPipeline, stats: Statistics, budget: Budget, **options: Any
+) -> DiffusionPipeline:
+    """A slim copy of ``pipe``; ``options`` are those of :func:`slimdiff.allocate`.
+
+    Policy ``measured`` measures the gains anew at its first plan (:mod:`slimdiff.interactions`)
+    and plans again; once more if predicted and achieved error still part. The plan that achieves
+    least on the gains' prompts is kept.
+    """
+    calls = gain_calls(pipe, stats.header)
+    tried: list[tuple[float, DiffusionPipeline]] = []
+    for corrections in range(1 + _CORRECTIONS):
+        plan = allocate(stats, budget, **options)
+        slim_pipe = copy_pipeline(pipe)
+        compress_(slim_pipe, stats, plan)
+        achieved = output_error(denoiser(slim_pipe), calls)
+        tried.append((achieved, slim_pipe))
+        agreed = corrections > 0 and not apart(plan.predicted_error, achieved)
+        if plan.policy != "measured" or not plan.removed or agreed:
+            break
+        if corrections < _CORRECTIONS:
+            stats = with_shares(pipe, slim_pipe, stats, plan, calls)
+    return min(tried, key=lambda found: found[0])[1]
 
 
 def refuse_unreachable(

@@ -33,7 +33,7 @@ from .denoiser import timestep_of
 from .errors import SlimdiffError
 from .sites import Site
 
-__all__ = ["Sums", "TokenSampling", "Weighting", "empty_sums", "recording", "unweighted"]
+__all__ = ["Sums", "TokenSampling", "Weighting", "empty_sums", "recording", "unweighted", "wide"]
 
 Sums = dict[str, dict[str, Tensor]]
 """Site name -> name of the sum -> tensor. Sums add: over calls, prompts and processes."""
@@ -186,22 +186,22 @@ class _Recorder:
 
     def _on_reader(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
-        rows = self._sampled(_wide(x).reshape(x.shape[0], -1, x.shape[-1]))
+        rows = self._sampled(wide(x).reshape(x.shape[0], -1, x.shape[-1]))
         ones = rows.new_ones(*rows.shape[:-1], 1)
         rows = torch.cat([rows, ones * self.scale], -1).flatten(0, 1)
         self._add("augmented", rows.mT @ rows)
 
     def _on_output(self, module: nn.Module, args: Any, out: Tensor) -> None:
         tokens = out.numel() // out.shape[1 if out.dim() == 4 else -1]
-        self.sums["energy"][0] += self.weight * float(_wide(out).square().sum())
+        self.sums["energy"][0] += self.weight * float(wide(out).square().sum())
         self.sums["energy"][2] += self.weight * tokens
 
     def _on_stream(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.sums["energy"][1] += self.weight * float(_wide(args[0]).square().sum())
+        self.sums["energy"][1] += self.weight * float(wide(args[0]).square().sum())
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, Hd) -> (B, N, H, d)."""
-        return _wide(x).unflatten(-1, (self.site.heads, self.site.width))
+        return wide(x).unflatten(-1, (self.site.heads, self.site.width))
 
     def _sampled(self, x: Tensor) -> Tensor:
         """The picked tokens of ``x``, (B, N, ...), scaled so that squares stand for all tokens."""
@@ -226,7 +226,8 @@ class _Recorder:
         total += self.weight * gram.to(total)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """``x`` without its graph, at least float32."""
     return x.detach() if x.dtype == torch.float64 else x.detach().float()
 
 

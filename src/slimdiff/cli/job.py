@@ -27,6 +27,7 @@ from .options import (
     model_options,
     pool_of,
     prompt_options,
+    rounds_option,
     sampling_from,
     sampling_options,
     weights_option,
@@ -46,6 +47,7 @@ DEFAULT_POOL = "0.6"
 @click.option("--statistics", type=PATH, help="Where to keep (or find) the calibration.")
 @method_option
 @weights_option
+@rounds_option
 @sampling_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
@@ -59,6 +61,7 @@ def slim(
     statistics: Path | None,
     method: str,
     timestep_weights: str,
+    rounds: int,
     dry_run: bool,
     force: bool,
     budgeting: Budgeting,
@@ -104,6 +107,7 @@ def slim(
             statistics=statistics,
             method=method,
             timestep_weights=timestep_weights,
+            rounds=rounds,
             **budgeting.allocation(),
         )
         with new_folder(output, force=force) as work:

@@ -31,6 +31,7 @@ __all__ = [
     "model_options",
     "pool_of",
     "prompt_options",
+    "rounds_option",
     "sampling_from",
     "sampling_options",
     "weights_option",
@@ -152,6 +153,15 @@ method_option = click.option(
     default="exact",
     show_default=True,
     help="Closed forms: ours, or the published ones.",
+)
+
+
+rounds_option = click.option(
+    "--rounds",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Groups in which projections are refitted after the cut (error feedback).",
 )
 
 

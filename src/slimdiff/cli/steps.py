@@ -14,9 +14,11 @@ from ..compression import compress_, plan_of
 from ..denoiser import denoiser
 from ..errors import SlimdiffError
 from ..estimate import estimate
+from ..feedback import repair_
 from ..files import new_folder, refuse_existing
 from ..plan import Plan
 from ..prompts import read_prompts, split
+from ..recipe import copy_pipeline
 from ..report import compare as run_compare
 from ..statistics import Statistics
 from ..store import PLAN_FILE, load, write_into
@@ -31,6 +33,7 @@ from .options import (
     model_options,
     pool_of,
     prompt_options,
+    rounds_option,
     sampling_from,
     sampling_options,
     weights_option,
@@ -105,6 +108,7 @@ def plan(stats: Path, output: Path, force: bool, budgeting: Budgeting) -> None:
     found = allocate(Statistics.load(stats), budgeting.budget(), **budgeting.allocation())
     found.save(output)
     plan_table(found)
+    say("Predicted from each site alone; slimdiff slim, which has the model, measures the sum.")
 
 
 @click.command()
@@ -112,10 +116,17 @@ def plan(stats: Path, output: Path, force: bool, budgeting: Budgeting) -> None:
 @click.argument("stats", type=PATH)
 @click.argument("plan_file", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the slim pipeline.")
+@rounds_option
 @model_options
 @force_option
 def apply(
-    model: str, stats: Path, plan_file: Path, output: Path, force: bool, opening: Opening
+    model: str,
+    stats: Path,
+    plan_file: Path,
+    output: Path,
+    rounds: int,
+    force: bool,
+    opening: Opening,
 ) -> None:
     """Cut MODEL to the widths of PLAN_FILE, which may have been edited by hand.
 
@@ -123,8 +134,11 @@ def apply(
     """
     refuse_existing(output, force)
     wanted, found = Plan.load(plan_file), Statistics.load(stats)
-    pipe = opening.open(model, found.header.source.dtype)
+    dense = opening.open(model, found.header.source.dtype)
+    pipe = copy_pipeline(dense) if rounds else dense
     compress_(pipe, found, wanted)
+    if rounds:
+        repair_(dense, pipe, found, rounds)
     with new_folder(output, force=force) as work:
         write_into(pipe, work)
     out.print(str(plan_of(pipe)).splitlines()[-1], highlight=False, soft_wrap=True)
