@@ -4,12 +4,13 @@ pipeline -> ``calibrate`` -> ``Statistics`` -> ``allocate`` -> ``Plan`` -> ``com
 pipeline -> ``compare`` -> ``Report``. ``slim`` is all of it; ``save`` and ``load`` are the ends.
 """
 
+from .adapters import register as _register_adapters
 from .allocation import allocate
 from .budget import Budget
 from .calibration import calibrate, finish
 from .compression import compress_
 from .errors import SlimdiffError
-from .loading import register as _register
+from .loading import register as _register_loader
 from .plan import Plan
 from .recipe import slim
 from .report import Report, compare
@@ -37,4 +38,5 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_register()
+_register_loader()
+_register_adapters()

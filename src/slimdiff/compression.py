@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from diffusers import DiffusionPipeline
+from torch import Tensor
 from tqdm import tqdm
 
 from .allocation import reprice
@@ -13,6 +14,7 @@ from .decomposition import METHODS
 from .denoiser import CONFIG_KEY, METHOD, check_finite, denoiser, recorded_plan
 from .errors import SlimdiffError
 from .plan import Plan, plan_from
+from .slim_maps import attach_, pack
 from .statistics import Statistics
 from .surgery import cut_site_
 
@@ -22,7 +24,8 @@ __all__ = ["compress_", "plan_of", "record_plan_"]
 def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
     """Cut the pipeline's denoiser to ``plan``'s widths, in place.
 
-    The plan is recorded in the denoiser's configuration, where saving and loading find it. Under
+    The denoiser carries the maps it was cut by (:mod:`slimdiff.slim_maps`), for adapters. The plan
+    is recorded in its configuration, where saving and loading find it. Under
     ``quantization_config`` because that is diffusers' one hook for models whose Linears differ
     from what the configuration says. What a plan edited by hand predicts is worked out anew.
 
@@ -43,12 +46,15 @@ def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
         )
     model, forms = denoiser(pipe), METHODS[plan.method]
     cuts = [s for s in stats.header.sites if plan.widths.get(s.name, s.width) < s.width]
+    packed: dict[str, Tensor] = {}
     for site in tqdm(cuts, desc="compress", unit="site", disable=None):
         maps = forms[site.kind].maps(
             stats.bases[site.name], stats.sums[site.name], plan.widths[site.name]
         )
         cut_site_(model, site, maps)
+        packed |= pack(site, maps, model.dtype)
     check_finite(model)
+    attach_(model, packed)
     record_plan_(pipe, reprice(plan, stats))
 
 

@@ -11,8 +11,9 @@ from diffusers import DiffusionPipeline
 from .compression import plan_of
 from .denoiser import component, denoiser
 from .errors import SlimdiffError
-from .files import check_safetensors, new_folder, read_json
+from .files import check_safetensors, new_folder, read_json, write_tensors
 from .plan import Plan
+from .slim_maps import MAPS_FILE, maps_of
 
 __all__ = ["PLAN_FILE", "is_slim", "load", "save", "saved_dtype", "write_into"]
 
@@ -38,6 +39,7 @@ def write_into(pipe: DiffusionPipeline, folder: Path) -> None:
         )
     pipe.save_pretrained(folder, safe_serialization=True)
     plan.save(folder / PLAN_FILE)
+    write_tensors(folder / MAPS_FILE, maps_of(denoiser(pipe)))
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu", **options: Any) -> Any:

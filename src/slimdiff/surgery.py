@@ -17,7 +17,14 @@ from .attention import fit_attention_
 from .decomposition import Maps
 from .sites import Part, Site
 
-__all__ = ["cut_site_", "reader_weights", "reshape_", "trial"]
+__all__ = [
+    "cut_site_",
+    "project_columns",
+    "project_rows",
+    "reader_weights",
+    "reshape_",
+    "trial",
+]
 
 
 def reader_weights(model: nn.Module, site: Site) -> Tensor:
@@ -80,22 +87,28 @@ def trial(model: nn.Module, site: Site, maps: Maps) -> Iterator[None]:
             module.scale, module.processor = attention  # pyright: ignore
 
 
-def _cut_rows(old: nn.Linear, parts: Sequence[Part], maps: Maps) -> tuple[Tensor, Tensor | None]:
-    stacked = old.weight.detach().double()
-    if old.bias is not None:
-        stacked = torch.cat([stacked, old.bias.detach().double()[:, None]], 1)
+def project_rows(matrix: Tensor, parts: Sequence[Part], maps: Maps) -> Tensor:
+    """The rows of ``matrix`` that ``parts`` name, each slab taken through its writer's map."""
     pieces, end = [], 0
     for part in sorted(parts, key=lambda part: part.start):
-        slab = stacked[part.start : part.start + part.size]
-        pieces += [stacked[end : part.start], _project_rows(slab, maps[part.role])]
+        slab = matrix[part.start : part.start + part.size]
+        pieces += [matrix[end : part.start], _project_slab(slab, maps[part.role])]
         end = part.start + part.size
-    stacked = torch.cat([*pieces, stacked[end:]])
-    if old.bias is None:
-        return stacked, None
-    return stacked[:, :-1], stacked[:, -1]
+    return torch.cat([*pieces, matrix[end:]])
 
 
-def _project_rows(slab: Tensor, projection: Tensor) -> Tensor:
+def project_columns(matrix: Tensor, part: Part, maps: Maps) -> tuple[Tensor, Tensor]:
+    """The columns that ``part`` names taken through the reader's map, and the bias they leave.
+
+    ``matrix``: (D, columns). Returns (D, fewer columns) and ``slab @ t``, (D,).
+    """
+    end = part.start + part.size
+    slab = matrix[:, part.start : end]
+    transfer, row = maps[part.role].to(slab), maps["bias"].to(slab)
+    return torch.cat([matrix[:, : part.start], slab @ transfer.T, matrix[:, end:]], 1), slab @ row
+
+
+def _project_slab(slab: Tensor, projection: Tensor) -> Tensor:
     """(Hd, D) by a map (H, d, r) -> (Hr, D); by an index (r,) -> (r, D)."""
     projection = projection.to(slab.device)
     if projection.dim() == 1:
@@ -106,16 +119,20 @@ def _project_rows(slab: Tensor, projection: Tensor) -> Tensor:
     )
 
 
+def _cut_rows(old: nn.Linear, parts: Sequence[Part], maps: Maps) -> tuple[Tensor, Tensor | None]:
+    weight = old.weight.detach().double()
+    if old.bias is None:
+        return project_rows(weight, parts, maps), None
+    cut = project_rows(torch.cat([weight, old.bias.detach().double()[:, None]], 1), parts, maps)
+    return cut[:, :-1], cut[:, -1]
+
+
 def _cut_columns(
     old: nn.Linear, parts: Sequence[Part], maps: Maps
 ) -> tuple[Tensor, Tensor | None]:
     (part,) = parts
-    weight = old.weight.detach().double()
-    end = part.start + part.size
-    slab = weight[:, part.start : end]
-    transfer, row = maps[part.role].to(slab), maps["bias"].to(slab)
-    cut = torch.cat([weight[:, : part.start], slab @ transfer.T, weight[:, end:]], 1)
-    return cut, None if old.bias is None else old.bias.detach().double() + slab @ row
+    cut, shift = project_columns(old.weight.detach().double(), part, maps)
+    return cut, None if old.bias is None else old.bias.detach().double() + shift
 
 
 def _new_linear(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -1,0 +1,87 @@
+"""``python -m benchmarks.calibration``: the command line, tables and figure."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from benchmarks.methods.bench import Bench
+from benchmarks.methods.cells import once
+from benchmarks.methods.settings import FULL as METHODS_FULL
+from benchmarks.methods.settings import QUICK as METHODS_QUICK
+from slimdiff.errors import SlimdiffError
+from slimdiff.files import write_json, write_text
+
+from .study import measure
+from .variants import FULL, QUICK, variants
+
+Answers = dict[str, list[dict[str, Any]]]
+"""Question -> the results that answer it."""
+
+_VARIED = {
+    "prompts": "prompts",
+    "choice": "pick",
+    "steps": "steps",
+    "weights": "weights",
+    "rounds": "rounds",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what has no result yet, then write results.json and table.md."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.calibration", description=main.__doc__
+    )
+    parser.add_argument("--work", type=Path, help="folder for results (default: ~/.cache/...)")
+    parser.add_argument("--quick", action="store_true", help="a run of seconds, to see it work")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cache = Path.home() / ".cache" / "slimdiff" / "calibration"
+    work = args.work or (cache / "quick" if args.quick else cache / "full")
+    ranges = QUICK if args.quick else FULL
+    bench = Bench(METHODS_QUICK if args.quick else METHODS_FULL, work)
+    answers: Answers = {}
+    for question, asked in variants(ranges).items():
+        answers[question] = []
+        for variant in asked:
+            path = work / "variants" / f"{variant.name}.json"
+            found = once(path, lambda v=variant: measure(bench, v, ranges.pool))
+            answers[question].append(found)
+            print(f"{variant.name}: {found['noise_rel_mse']:.3e}", flush=True)
+    provenance = {**bench.provenance, "ranges": asdict(ranges)}
+    write_json(work / "results.json", {"provenance": provenance, "answers": answers})
+    write_text(work / "table.md", markdown(answers, ranges.prompts))
+    print(f"Results in {work}")
+
+
+def markdown(answers: Answers, default: int) -> str:
+    """One table a question: mean error over the seeds, and its ratio to the default's."""
+    base = _mean([r for r in answers["prompts"] if r["prompts"] == default])
+    lines: list[str] = []
+    for question, results in answers.items():
+        lines += ["", f"## {question}", "", f"| {question} | prompts | error | to the default |"]
+        lines.append("|---|---|---|---|")
+        rows = dict.fromkeys((r[_VARIED[question]], r["prompts"]) for r in results)
+        for value, count in rows:
+            same = [r for r in results if (r[_VARIED[question]], r["prompts"]) == (value, count)]
+            mean = _mean(same)
+            lines.append(f"| {value} | {count} | {mean:.2e} | x{mean / base:.3f} |")
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def _mean(results: list[dict[str, Any]]) -> float:
+    return fmean(result["noise_rel_mse"] for result in results)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SlimdiffError as error:
+        raise SystemExit(str(error)) from None

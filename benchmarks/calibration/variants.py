@@ -1,0 +1,60 @@
+"""The variants, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slimdiff.weighting import WEIGHTS
+
+__all__ = ["FULL", "QUICK", "Ranges", "Variant", "variants"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to calibrate. ``pick`` is ``random`` or a method of SlimSet."""
+
+    prompts: int
+    steps: int
+    seed: int
+    pick: str = "random"
+    weights: str = "uniform"
+    rounds: int = 0
+
+    @property
+    def name(self) -> str:
+        """A file name."""
+        return f"{self.pick}-{self.prompts}x{self.steps}-{self.weights}-{self.rounds}r-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What is varied. ``prompts`` and ``steps`` are the default's, the rest is tried beside it."""
+
+    prompts: int = 64
+    steps: int = 20
+    seeds: tuple[int, ...] = (0, 1, 2)
+    counts: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)
+    other_steps: tuple[int, ...] = (5, 10, 20, 50)
+    picks: tuple[str, ...] = ("facility", "k-center")
+    picked_counts: tuple[int, ...] = (8, 32, 64)
+    weights: tuple[str, ...] = WEIGHTS
+    rounds: tuple[int, ...] = (0, 1, 4)
+    pool: float = 0.6
+
+
+FULL = Ranges()
+QUICK = Ranges(4, 2, (0,), (2, 4), (2,), ("facility",), (4,), ("uniform", "log"), (0, 1))
+
+
+def variants(ranges: Ranges) -> dict[str, list[Variant]]:
+    """Question -> the variants that answer it, for every seed; the default is among each."""
+    n, steps, seeds = ranges.prompts, ranges.steps, ranges.seeds
+    picked = [("random", c) for c in ranges.picked_counts]
+    picked += [(pick, c) for pick in ranges.picks for c in ranges.picked_counts]
+    return {
+        "prompts": [Variant(c, steps, s) for c in ranges.counts for s in seeds],
+        "choice": [Variant(c, steps, s, pick) for pick, c in picked for s in seeds],
+        "steps": [Variant(n, k, s) for k in ranges.other_steps for s in seeds],
+        "weights": [Variant(n, steps, s, weights=w) for w in ranges.weights for s in seeds],
+        "rounds": [Variant(n, steps, s, rounds=r) for r in ranges.rounds for s in seeds],
+    }

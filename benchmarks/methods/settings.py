@@ -1,0 +1,59 @@
+"""What the benchmark runs, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slimdiff import Sampling
+
+__all__ = ["FULL", "QUICK", "Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of a run.
+
+    ``pools``: shares of the slimmable parameters kept. ``seeds``: each draws other calibration
+    prompts and other noise. ``calibration``, ``held_out`` and ``pictures`` count prompts.
+    ``multiple`` is the grid of our widths: 1, because the peers take any width too.
+    ``detail_pool`` is the pool of the ablation and of the robustness check. ``rounds`` of error
+    feedback (``slimdiff.feedback``) are the ablation's last step; 0 leaves it out.
+    """
+
+    pools: tuple[float, ...] = (0.8, 0.6, 0.4)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    calibration: int = 64
+    held_out: int = 24
+    steps: int = 20
+    guidance: float = 4.5
+    multiple: int = 1
+    pictures: int = 128
+    picture_pools: tuple[float, ...] = (0.6, 0.4)
+    detail_pool: float = 0.6
+    rounds: int = 0
+    other_steps: tuple[int, ...] = (10, 20, 50)
+    other_guidance: tuple[float, ...] = (1.0, 4.5, 7.5)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How calibration and comparison draw."""
+        return Sampling(steps=self.steps, guidance=self.guidance)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+FULL = Settings()
+
+QUICK = Settings(
+    pools=(0.6,),
+    seeds=(0,),
+    calibration=4,
+    held_out=2,
+    steps=2,
+    pictures=8,
+    picture_pools=(0.6,),
+    other_steps=(1, 2, 4),
+)
