@@ -139,7 +139,10 @@ def test_version_and_help_of_every_command(place):
         [sys.executable, "-m", "slimdiff", "--version"], capture_output=True, text=True
     )
     assert re.match(r"slimdiff, version \d", version.stdout)
-    for command in ("slim", "calibrate", "plan", "apply", "compare", "inspect", "generate"):
+    for command in (
+        "slim", "calibrate", "plan", "apply", "compare",
+        "inspect", "generate", "prompts", "export",
+    ):  # fmt: skip
         result = run(command, "--help", cwd=place)
         assert result.returncode == 0
         assert "Example: slimdiff" in result.stdout
@@ -436,3 +439,19 @@ def test_force_makes_new_statistics_only_where_they_have_no_name_of_their_own(pl
     assert stamp("kept") == named
     slim("--force")
     assert stamp("a-statistics") > automatic
+
+
+def test_export_writes_both_kinds_and_replaces_only_its_own(place):
+    refused(run("export", "slim", "-o", "e", cwd=place), "Expected one of --self-contained and")
+    refused(run("export", "model", "--dense", "-o", "e", cwd=place), "No plan at")
+    for kind, text in (("--dense", "as slow as the dense"), ("--self-contained", "trust_remote")):
+        made = run("export", "slim", kind, "-o", "exported", "--force", cwd=place)
+        assert made.returncode == 0, made.stderr
+        assert text in made.stdout + made.stderr
+    assert list((place / "exported/unet").glob("slim_unet_*.py"))
+    drawn = run("generate", "exported", "x", "-o", "e.png", *SMALL, cwd=place)
+    refused(drawn, "brings code of its own, which was not run. If you trust it, pass --trust")
+    drawn = run(
+        "generate", "exported", "x", "-o", "e.png", "--trust-remote-code", *SMALL, cwd=place
+    )
+    assert drawn.returncode == 0, drawn.stderr

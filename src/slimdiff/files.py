@@ -57,7 +57,7 @@ def _ours(folder: Path) -> bool:
     return any((folder / marker).is_file() for marker in _MARKERS)
 
 
-_MARKERS = ("slimdiff_plan.json", "statistics.json", "report.json")
+_MARKERS = ("slimdiff_plan.json", "slimdiff_export.json", "statistics.json", "report.json")
 
 
 @contextmanager

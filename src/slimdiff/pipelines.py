@@ -68,8 +68,8 @@ def open_pipeline(
     """Load the pipeline that ``model`` names, dense or slim; its weights must be finite.
 
     ``dtype`` defaults to what a slim folder was saved in, and for dense models to float32 on a CPU
-    and float16 elsewhere. Only safetensors are read; code from a model folder
-    runs only with ``trust_remote_code``.
+    and float16 elsewhere. Only safetensors are read; code from a model folder runs only with
+    ``trust_remote_code``.
     """
     device = device or torch.device("cpu")
     found = preset(model)
@@ -116,6 +116,11 @@ def _loaded(
     except SlimdiffError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if "custom code" in str(error):
+            raise SlimdiffError(
+                f"Model '{model}' brings code of its own, which was not run. If you trust it, "
+                "pass --trust-remote-code."
+            ) from None
         reason = str(error).strip().splitlines()[0][:300]
         raise SlimdiffError(
             f"Model '{model}' cannot be loaded: {reason}. Check the path or id, that its weights "

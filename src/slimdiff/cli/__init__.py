@@ -17,6 +17,7 @@ import torch
 from .. import __version__
 from ..errors import SlimdiffError
 from .draw import generate
+from .export import export
 from .inspection import inspect
 from .job import slim
 from .prompts import prompts
@@ -37,7 +38,7 @@ def cli() -> None:
     _quiet_hosts()
 
 
-for _command in (slim, calibrate, plan, apply, compare, inspect, generate, prompts):
+for _command in (slim, calibrate, plan, apply, compare, inspect, generate, prompts, export):
     cli.add_command(_command)
 
 
