@@ -1,8 +1,8 @@
-"""Lets ``load_lora_weights`` of diffusers carry adapters over to slim denoisers.
+"""Lets diffusers' own loaders carry adapters over to slim denoisers.
 
-diffusers hands every denoiser's part of a LoRA to ``load_lora_adapter``. On a slim denoiser the
-adapter is first taken into the slim basis (:mod:`slimdiff.lora`); on any other model nothing
-changes.
+diffusers hands every denoiser's part of a LoRA to ``load_lora_adapter``, and an IP-Adapter's
+projections to ``_convert_ip_adapter_attn_to_diffusers``. On a slim denoiser they are taken into
+the slim basis (:mod:`slimdiff.lora`); on any other model nothing changes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import Tensor, nn
 
 from . import families
+from .decomposition import Maps
 from .denoiser import recorded_plan
+from .errors import SlimdiffError
 from .lora import Carried, carry_over
+from .sites import Site
 from .slim_maps import maps_of, unpack
+from .surgery import project_rows
 
 __all__ = ["carried_over", "register"]
 
@@ -42,10 +47,14 @@ _FETCH = (
 
 
 def register() -> None:
-    """Put the step into diffusers' loader, once. Runs when slimdiff is imported."""
-    original = PeftAdapterMixin.load_lora_adapter
-    if not hasattr(original, "__wrapped__"):
-        PeftAdapterMixin.load_lora_adapter = _carrying(original)
+    """Put these steps into diffusers' loaders, once. Runs when slimdiff is imported."""
+    if not hasattr(PeftAdapterMixin.load_lora_adapter, "__wrapped__"):
+        PeftAdapterMixin.load_lora_adapter = _carrying(PeftAdapterMixin.load_lora_adapter)
+    images: Any = UNet2DConditionLoadersMixin
+    if not hasattr(images._convert_ip_adapter_attn_to_diffusers, "__wrapped__"):
+        images._convert_ip_adapter_attn_to_diffusers = _carrying_images(
+            images._convert_ip_adapter_attn_to_diffusers
+        )
 
 
 def carried_over(model: Any, state_dict: dict[str, Tensor]) -> Carried:
@@ -109,3 +118,42 @@ def _add_biases_(model: Any, adapter: str | None, carried: Carried) -> None:
         new.bias = nn.Parameter(bias.to(old.weight), requires_grad=old.weight.requires_grad)
         layer.lora_B[adapter] = new
         layer.lora_bias[adapter] = True
+
+
+def _carrying_images(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def convert(self: Any, state_dicts: Any, **kwargs: Any) -> Any:
+        processors = original(self, state_dicts, **kwargs)
+        if recorded_plan(self) is None:
+            return processors
+        sites, maps = _slimming(self)
+        for site in sites:
+            processor = processors.get(f"{site.module}.processor")
+            if hasattr(processor, "to_k_ip"):
+                _refuse_unequal(self, site)
+                if site.name in maps:
+                    _project_image_tokens_(processor, site, maps[site.name])
+        return processors
+
+    return convert
+
+
+def _refuse_unequal(model: Any, site: Site) -> None:
+    attn = model.get_submodule(site.module)
+    if attn.to_k.out_features != attn.to_v.out_features:
+        raise SlimdiffError(
+            f"'{site.module}' has query-key and value-output widths of its own "
+            f"({attn.to_k.out_features} and {attn.to_v.out_features}); IP-Adapter expects equal "
+            "ones. Apply a plan with equal widths."
+        )
+
+
+def _project_image_tokens_(processor: Any, site: Site, maps: Maps) -> None:
+    """Keys or values of the image tokens in the slim basis, like those of the text."""
+    role, linears = ("key", "to_k_ip") if site.kind == "qk" else ("value", "to_v_ip")
+    (part,) = site.role(role)
+    for linear in getattr(processor, linears):
+        old = linear.weight.detach()
+        weight = project_rows(old.double(), [part], maps).to(old)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.out_features = len(weight)
