@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from tiny import prompt_file, tiny_folder
@@ -455,3 +456,23 @@ def test_export_writes_both_kinds_and_replaces_only_its_own(place):
         "generate", "exported", "x", "-o", "e.png", "--trust-remote-code", *SMALL, cwd=place
     )
     assert drawn.returncode == 0, drawn.stderr
+
+
+def test_lora_convert_writes_a_file_and_says_what_is_lost(place):
+    from diffusers import UNet2DConditionModel
+
+    shapes = UNet2DConditionModel.from_pretrained(place / "model", subfolder="unet").state_dict()
+    name = next(key for key in shapes if key.endswith("attn2.to_q.weight")).removesuffix(".weight")
+    rows, columns = shapes[f"{name}.weight"].shape
+    tensors = {
+        f"unet.{name}.lora_A.weight": torch.ones(2, columns),
+        f"unet.{name}.lora_B.weight": torch.ones(rows, 2),
+    }
+    save_file(tensors, place / "lora.safetensors")
+    args = ["lora", "convert", "slim", "lora.safetensors", "-o", "lora-slim.safetensors"]
+    made = run(*args, cwd=place)
+    assert made.returncode == 0, made.stderr
+    assert re.search(r"[\d.]+% of the adapter's energy lies outside", made.stderr + made.stdout)
+    converted = load_file(place / "lora-slim.safetensors")
+    assert converted[f"unet.{name}.lora_B.weight"].shape[0] < rows
+    refused(run(*args, cwd=place), "'lora-slim.safetensors' already exists")

@@ -229,3 +229,54 @@ def test_a_new_adapter_can_be_trained_on_the_slim_model(slim):
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("kohya", [False, True], ids=["peft", "kohya"])
+def test_a_converted_file_needs_no_carrying(pipe, slim, tmp_path, kohya):
+    from diffusers.loaders.peft import PeftAdapterMixin
+
+    from slimdiff.lora_files import convert
+
+    dense = adapted(pipe, 0, rank=4, targets=["to_q", "to_v", "to_out.0", "ff.net.2"])
+    peft = get_peft_model_state_dict(denoiser(dense))
+    tensors = {f"unet.{k}": v.contiguous() for k, v in peft.items()}
+    if kohya:
+        tensors = {}
+        for key, value in peft.items():
+            module, _, leaf = key.partition(".lora_")
+            start = f"lora_unet_{module.replace('.', '_')}"
+            down = leaf.startswith("A")
+            tensors[f"{start}.lora_{'down' if down else 'up'}.weight"] = value.contiguous()
+            tensors[f"{start}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, tmp_path / "dense.safetensors")
+    carried = convert(slim, tmp_path / "dense.safetensors", tmp_path / "slim.safetensors")
+    assert 0 < carried.lost_share < 1
+    slim.load_lora_weights(tmp_path, weight_name="dense.safetensors")
+    expected = sample_latents(slim, PROMPTS, SAMPLING)
+    slim.unload_lora_weights()
+    with pytest.MonkeyPatch.context() as patch:
+        original = PeftAdapterMixin.load_lora_adapter.__wrapped__
+        patch.setattr(PeftAdapterMixin, "load_lora_adapter", original)
+        slim.load_lora_weights(tmp_path, weight_name="slim.safetensors")
+    found = sample_latents(slim, PROMPTS, SAMPLING)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    slim.unload_lora_weights()
+    slim.load_lora_weights(tmp_path, weight_name="slim.safetensors")
+    torch.testing.assert_close(sample_latents(slim, PROMPTS, SAMPLING), found)
+
+
+def test_files_that_cannot_be_converted(slim, tmp_path):
+    from slimdiff.lora_files import convert
+
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    save_file({"transformer.x.lora_A.weight": torch.ones(1, 1)}, tmp_path / "other.safetensors")
+    save_file({"lora_unet_x.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
+    for name, text in (
+        ("missing", "is missing or no safetensors file"),
+        ("broken", "is missing or no safetensors file"),
+        ("other", "says nothing of the unet"),
+        ("dora", "belongs to a DoRA adapter"),
+    ):
+        with pytest.raises(slimdiff.SlimdiffError, match=text):
+            convert(slim, tmp_path / f"{name}.safetensors", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

@@ -42,8 +42,8 @@ _DOWN = re.compile(r"(.+)\.lora_A\.weight")
 class Carried:
     """A state dict in the slim basis, and what became of the adapter.
 
-    ``biases``: Linear -> bias that its ``lora_B`` gains, (D,), unscaled. ``lost``: Linear -> share
-    of its adapter's energy outside the kept basis. ``lost_share``: of the whole adapter's.
+    ``biases``: Linear -> bias that its ``lora_B`` must have, (D,), unscaled. ``lost``: Linear ->
+    share of its adapter's energy outside the kept basis; ``lost_share``: of the whole adapter's.
     """
 
     state_dict: dict[str, Tensor]
@@ -83,17 +83,20 @@ def carry_over(
             if linear not in modules or _is_slim(linear, parts, found, maps[site.name]):
                 continue
             down, up = (found[f"{linear}.lora_{side}.weight"] for side in "AB")
-            a, b = down.double(), up.double()
+            a, b, own = down.double(), up.double(), f"{linear}.lora_B.bias"
             _check_shapes(linear, parts, a, b)
             whole = _energy(b, a)
             if parts[0].reads:
                 a_new, shift = project_columns(a, parts[0], maps[site.name])
                 beyond = _energy(b, a - _inside(a, parts[0], maps[site.name]))
                 found[f"{linear}.lora_A.weight"] = a_new.to(down)
-                biases[linear] = (b @ shift).to(up)
+                biases[linear] = (b @ shift + found.get(own, 0.0)).to(up)
             else:
                 beyond = _rows_beyond(b, a, parts, maps[site.name])
-                found[f"{linear}.lora_B.weight"] = project_rows(b, parts, maps[site.name]).to(up)
+                for name in {f"{linear}.lora_B.weight", own} & found.keys():
+                    old = found[name]
+                    new = project_rows(old.double().view(len(b), -1), parts, maps[site.name])
+                    found[name] = new.view(-1, *old.shape[1:]).to(up)
             lost[linear] = beyond / max(whole, 1e-300)
             outside, energy = outside + beyond, energy + whole
     return Carried(found, biases, lost, outside / max(energy, 1e-300))

@@ -20,6 +20,7 @@ from .draw import generate
 from .export import export
 from .inspection import inspect
 from .job import slim
+from .lora import lora
 from .prompts import prompts
 from .steps import apply, calibrate, compare, plan
 
@@ -38,7 +39,7 @@ def cli() -> None:
     _quiet_hosts()
 
 
-for _command in (slim, calibrate, plan, apply, compare, inspect, generate, prompts, export):
+for _command in (slim, calibrate, plan, apply, compare, inspect, generate, prompts, export, lora):
     cli.add_command(_command)
 
 
