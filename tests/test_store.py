@@ -56,7 +56,7 @@ def test_a_loaded_pipeline_saves_and_loads_again(slim, folder, tmp_path):
 
 def test_the_folder_holds_safetensors_only_and_all_is_finite(folder):
     names = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert names <= {".safetensors", ".json", ".txt"}
+    assert names <= {".safetensors", ".json", ".txt", ".md"}
     for path in folder.rglob("*.safetensors"):
         for tensor in load_file(path).values():
             assert bool(torch.isfinite(tensor.double()).all())

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from .card import model_card
 from .compression import plan_of
 from .denoiser import component, denoiser
 from .errors import SlimdiffError
-from .files import check_safetensors, new_folder, read_json, write_tensors
+from .files import check_safetensors, new_folder, read_json, write_tensors, write_text
 from .plan import Plan
 from .slim_maps import MAPS_FILE, maps_of
 
@@ -29,8 +30,8 @@ def save(pipe: DiffusionPipeline, folder: str | Path, *, force: bool = False) ->
         write_into(pipe, work)
 
 
-def write_into(pipe: DiffusionPipeline, folder: Path) -> None:
-    """Write a slim pipeline into an existing empty folder."""
+def write_into(pipe: DiffusionPipeline, folder: Path, summary: str = "") -> None:
+    """Write a slim pipeline into an existing empty folder; ``summary`` goes into its card."""
     plan = plan_of(pipe)
     if plan is None:
         raise SlimdiffError(
@@ -39,6 +40,7 @@ def write_into(pipe: DiffusionPipeline, folder: Path) -> None:
         )
     pipe.save_pretrained(folder, safe_serialization=True)
     plan.save(folder / PLAN_FILE)
+    write_text(folder / "README.md", model_card(pipe, plan, summary))
     write_tensors(folder / MAPS_FILE, maps_of(denoiser(pipe)))
 
 

@@ -111,7 +111,7 @@ def slim(
             **budgeting.allocation(),
         )
         with new_folder(output, force=force) as work:
-            write_into(slim_pipe, work)
+            write_into(slim_pipe, work, f"{report}.\n\n![](report/before_after.png)")
             report.save(work / "report")
     except KeyboardInterrupt:
         say(f"{output} was not written. {what_remains(statistics)}")
