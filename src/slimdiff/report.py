@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,8 @@ def compare(
     if not prompts:
         raise SlimdiffError("No prompts to compare on: expected at least one. Give more prompts.")
     indexed = [(HELD_OUT_FROM + i, p) if isinstance(p, str) else p for i, p in enumerate(prompts)]
-    (call,) = capture_calls(dense, indexed[: sampling.batch_size], sampling, 1)[:1]
+    brief = replace(sampling, steps=min(2, sampling.steps))
+    (call,) = capture_calls(dense, indexed[: sampling.batch_size], brief, 1)[:1]
     return Report(
         params=Saving(plan.parameters, after.num_parameters()),
         pool=Saving(plan.pool, plan.pool - plan.removed),

@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torchmetrics.functional.multimodal import clip_score
-from training.emoji import data, judge, models, prompts, retrieval, unet
+from training.emoji import data, judge, lora, models, prompts, retrieval, unet
 from training.emoji.common import ARTISTS, Drawing, load_drawings, load_pictures, random_caption
 from transformers import CLIPTokenizer
 
@@ -152,6 +152,26 @@ def test_assembled_pipeline_draws(work: Path) -> None:
     assert drawn.shape == (1, 3, 64, 64)
     stored = load_file(work / "emoji" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in stored.values()} == {torch.float16}
+
+
+def test_an_adapter_trains_and_loads(work: Path, tmp_path: Path) -> None:
+    args = [str(work / "emoji"), "--out", str(tmp_path / "lora"), "--work", str(work), "--smoke"]
+    lora.main(args)
+    stored = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.float16}
+    moved = [w for name, w in stored.items() if "lora_B" in name]
+    assert any(weight.any() for weight in moved)
+    pipeline = StableDiffusionPipeline.from_pretrained(work / "emoji", dtype=torch.float32)
+    pipeline.load_lora_weights(tmp_path / "lora")
+    drawn = models.draw(pipeline, ["red apple, blueprint style emoji"], steps=1, guidance=4)
+    assert drawn.shape == (1, 3, 64, 64)
+
+
+def test_a_blueprint_is_white_on_blue() -> None:
+    pictures = torch.tensor([255, 0], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    light, dark = lora.blueprint(pictures)
+    torch.testing.assert_close((light[:, 0, 0] + 1) / 2, torch.tensor(lora.BLUE))
+    torch.testing.assert_close(dark, torch.ones(3, 8, 8))
 
 
 def test_evaluation_fills_the_card(work: Path) -> None:
