@@ -229,9 +229,9 @@ def test_torchao_int8(equal):
 
 
 def test_another_quantization_in_the_same_load_is_ignored_aloud(folder):
+    torchao = pytest.importorskip("torchao.quantization")
     from diffusers import TorchAoConfig
 
-    torchao = pytest.importorskip("torchao.quantization")
     wanted = TorchAoConfig(torchao.Int8WeightOnlyConfig())
     with pytest.warns(UserWarning, match="already has a `quantization_config`"):
         model = UNet2DConditionModel.from_pretrained(

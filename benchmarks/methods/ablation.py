@@ -14,8 +14,7 @@ from torch import Tensor
 from slimdiff.decomposition import EXACT, PAPER, Basis, Method, Moments, ffn, paper, vo
 
 from .bench import Cell, Forms
-from .cells import OURS
-from .settings import Settings
+from .settings import OURS, Settings
 
 __all__ = ["FORMS", "STEPS", "ablation_cells"]
 

@@ -28,7 +28,7 @@ from slimdiff.surgery import cut_site_, reader_weights
 from .measure import Reference, record
 from .peers import PEERS, Moments
 from .prompts import FIRST, calibration_prompts, held_out_prompts
-from .settings import Settings
+from .settings import OURS, Settings
 
 __all__ = ["Bench", "Cell", "Forms"]
 
@@ -159,7 +159,9 @@ class Bench:
         path = self.work / "plans" / f"{Cell(method, cell.policy, cell.pool, cell.seed).name}.json"
         if not path.exists():
             stats, budget = self.statistics(method, cell.seed), Budget(pool=cell.pool)
-            options = {"policy": cell.policy, "multiple": self.settings.multiple}
+            ours = (method, cell.policy) == OURS
+            multiple = self.settings.our_multiple if ours else self.settings.multiple
+            options = {"policy": cell.policy, "multiple": multiple}
             found = plan_of(cut(self.dense, stats, budget, **options))
             assert found is not None
             found.save(path)

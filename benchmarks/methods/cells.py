@@ -14,10 +14,9 @@ from slimdiff.files import read_json, write_json
 from .bench import Bench, Cell
 from .measure import errors
 from .peers import PEERS
-from .settings import Settings
+from .settings import OURS, Settings
 
 __all__ = [
-    "OURS",
     "Results",
     "better_policy",
     "equal_rank_cells",
@@ -27,9 +26,6 @@ __all__ = [
     "run",
     "values",
 ]
-
-OURS = "exact", "measured"
-"""Our method and our policy."""
 
 POLICIES = ("uniform", "ara", "measured")
 PAPER_POLICIES = ("uniform", "ara")

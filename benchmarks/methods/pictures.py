@@ -15,10 +15,11 @@ from slimdiff.pipelines import EMOJI, preset
 from slimdiff.sampling import IndexedPrompt, batches, draw
 
 from .bench import Bench, Cell
-from .cells import OURS, once
+from .cells import once
 from .grid import method_grid
 from .prompts import picture_prompts
 from .scores import Scorer, bootstrap_ratio
+from .settings import OURS
 
 __all__ = ["picture_scores"]
 

@@ -17,9 +17,9 @@ from slimdiff.recipe import copy_pipeline
 from slimdiff.sampling import Sampling
 
 from .bench import Bench, Cell
-from .cells import OURS, once
+from .cells import once
 from .measure import errors, record
-from .settings import Settings
+from .settings import OURS, Settings
 
 __all__ = ["robustness"]
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from slimdiff import Sampling
 
-__all__ = ["FULL", "QUICK", "Settings"]
+__all__ = ["FULL", "OURS", "QUICK", "Settings"]
+
+OURS = "exact", "measured"
+"""Our method and our policy."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Settings:
 
     ``pools``: shares of the slimmable parameters kept. ``seeds``: each draws other calibration
     prompts and other noise. ``calibration``, ``held_out`` and ``pictures`` count prompts.
-    ``multiple`` is the grid of our widths: 1, because the peers take any width too.
+    ``multiple`` is the grid of widths: 1, the peers take any width; ``our_multiple`` that of ours,
+    the default that users get.
     ``detail_pool`` is the pool of the ablation and of the robustness check. ``rounds`` of error
     feedback (``slimdiff.feedback``) are the ablation's last step; 0 leaves it out.
     """
@@ -28,6 +32,7 @@ class Settings:
     steps: int = 20
     guidance: float = 4.5
     multiple: int = 1
+    our_multiple: int = 8
     pictures: int = 128
     picture_pools: tuple[float, ...] = (0.6, 0.4)
     detail_pool: float = 0.6

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .cells import OURS, Results, values
-from .settings import Settings
+from .cells import Results, values
+from .settings import OURS, Settings
 
 __all__ = ["Findings", "markdown", "plot_errors"]
 
@@ -28,7 +28,8 @@ def markdown(found: Findings, settings: Settings) -> str:
         f"denoiser, {origin['pool']:,} of them slimmable. {settings.calibration} calibration and "
         f"{settings.held_out} held-out prompts, {settings.steps} steps, guidance "
         f"{settings.guidance:g}, {len(settings.seeds)} seed(s); widths in multiples of "
-        f"{settings.multiple}. {origin['device']}, torch {origin['versions']['torch']}.",
+        f"{settings.multiple}, ours {settings.our_multiple}. {origin['device']}, torch "
+        f"{origin['versions']['torch']}.",
         "",
         "Cells are the mean over seeds (least to greatest) and the ratio of the mean to ours "
         f"(`{_OURS}`) at the same pool.",
