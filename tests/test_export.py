@@ -71,6 +71,7 @@ sys.modules["slimdiff"] = None  # import slimdiff now fails as if it were not in
 import torch
 from diffusers import DiffusionPipeline
 
+torch.set_num_threads(1)  # as in the tests: sums in another order differ in the last bit
 folder, out = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
