@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 import slimdiff
+from slimdiff.export import write_self_contained
 from slimdiff.families import find
 from slimdiff.fidelity import measure_fidelity
 from slimdiff.pipelines import open_pipeline, preset
 from slimdiff.prompts import read_prompts, split
 from slimdiff.recipe import copy_pipeline
-from slimdiff.sampling import draw
 
 SAMPLING = slimdiff.Sampling(steps=5, guidance=4.5, batch_size=4)
 
@@ -84,19 +85,46 @@ def test_error_grows_as_the_pool_shrinks(fidelity):
     assert errors[2] < 0.5
 
 
-def test_a_new_process_draws_the_same_bits(fidelity, tmp_path):
-    _, slim, _ = fidelity["measured", 0.6]
-    slimdiff.save(slim, tmp_path / "slim")
-    images, _ = draw(slim, [(0, "red apple, noto style emoji")], SAMPLING)
-    torch.save(images, tmp_path / "here.pt")
-    code = (
-        "import sys, torch, slimdiff; from slimdiff.sampling import draw; "
-        f"torch.set_num_threads({torch.get_num_threads()}); "
-        "pipe = slimdiff.load(sys.argv[1]); "
-        f"images, _ = draw(pipe, [(0, 'red apple, noto style emoji')], slimdiff.{SAMPLING!r}); "
-        "here = torch.load(sys.argv[2], weights_only=True); "
-        "sys.exit(0 if torch.equal(images, here) else 1)"
-    )
-    args = [sys.executable, "-c", code, str(tmp_path / "slim"), str(tmp_path / "here.pt")]
+DRAW = """
+import sys, torch
+from diffusers import DiffusionPipeline
+
+torch.set_num_threads(1)  # as here: sums in another order differ in the last bit
+folder, out, dtype = sys.argv[1:4]
+
+def draw(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe("red apple, noto style emoji", num_inference_steps=5, output_type="pt",
+                generator=torch.Generator().manual_seed(0)).images
+"""
+WAYS = {
+    "slimdiff.load": "import slimdiff; pipe = slimdiff.load(folder, dtype=getattr(torch, dtype))",
+    "from_pretrained": "import slimdiff; "
+    "pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))",
+    # None: importing slimdiff fails as if it were not installed
+    "self-contained": "sys.modules['slimdiff'] = None; pipe = DiffusionPipeline.from_pretrained("
+    "folder, dtype=getattr(torch, dtype), trust_remote_code=True)",
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_new_process_draws_the_same_bits(way, dtype, fidelity, tmp_path):
+    slim = copy.deepcopy(fidelity["measured", 0.6][1]).to(dtype)
+    if way == "self-contained":
+        (tmp_path / "slim").mkdir()
+        write_self_contained(slim, tmp_path / "slim")
+    else:
+        slimdiff.save(slim, tmp_path / "slim")
+    slim.set_progress_bar_config(disable=True)
+    here = slim(
+        "red apple, noto style emoji",
+        num_inference_steps=5,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    code = f"{DRAW}\n{WAYS[way]}\ntorch.save(draw(pipe), out)"
+    args = [sys.executable, "-c", code, tmp_path / "slim", tmp_path / "there.pt", str(dtype)[6:]]
     done = subprocess.run(args, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "there.pt", weights_only=True), here)
