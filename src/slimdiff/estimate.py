@@ -47,7 +47,8 @@ def moment_mib(sites: Sequence[Site]) -> float:
         if site.locked is None:
             inner = site.heads * site.width
             per_head = inner * site.width
-            total += 3 * per_head if site.kind == "qk" else (inner + 1) ** 2
+            readers = sum(part.reads for part in site.parts)
+            total += 3 * per_head if site.kind == "qk" else readers * (inner + 1) ** 2
             total += per_head if site.kind == "vo" else 0
     return total * 8 / 2**20
 

@@ -9,7 +9,8 @@ writes on the residual stream:
 
 A *part* is the slab of one Linear that belongs to a site: output rows for what writes the inner
 width (query, key, value, up, gate), input columns for what reads it (output, down). Joint
-streams give several parts of one role; packed Linears give several parts of one Linear.
+streams give several parts of one role; packed Linears give several parts of one Linear. Sites that
+share a Linear are listed last slab first, so that cutting them in order moves no slab to come.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Part:
     """A slab of one Linear: ``size`` rows (or columns, for readers) from ``start`` on.
 
     ``across`` is the other side of the slab: input features for rows, output features for
-    columns. ``bias`` tells whether the Linear has one.
+    columns. ``bias`` tells whether the Linear has one. Where several Linears read the same inner
+    width, each from a stream of its own, ``reader`` numbers them.
     """
 
     role: Role
@@ -38,6 +40,7 @@ class Part:
     size: int
     across: int
     bias: bool
+    reader: int = 0
 
     @property
     def reads(self) -> bool:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from .decomposition import reader_moments
 from .denoiser import denoiser
 from .errors import SlimdiffError
 from .linalg import centre, cholesky, roots
@@ -114,6 +116,6 @@ def _nuclear(site: Site, sums: Mapping[str, Tensor], readers: Tensor) -> float:
         query, _ = roots(sums["query"], _FLOOR)
         key, _ = roots(sums["key"], _FLOOR)
         return nuclear_norm(query, key) ** 0.5
-    _, c = centre(sums["augmented"])
+    _, c = centre(torch.stack(reader_moments(sums)).sum(0))
     # L^T W has the singular values of C^{1/2} W when C = L L^T.
     return nuclear_norm(cholesky(c, 0.0).mT, readers.flatten(0, 1).to(c))
