@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from slimdiff import Plan, SlimdiffError
 from slimdiff.decomposition import EXACT, reader_moments
 from slimdiff.denoiser import CONFIG_KEY, METHOD, output_of
+from slimdiff.export import dense_
 from slimdiff.families import families
 from slimdiff.linalg import centre
+from slimdiff.lora import carry_over
 from slimdiff.recording import TokenSampling, empty_sums, recording
 from slimdiff.surgery import cut_site_, reader_weights, trial
 
@@ -144,15 +147,11 @@ def test_predicted_is_the_measured_error_of_a_site(watched):
         assert measured == pytest.approx(float(basis.errors[width]), rel=1e-3, abs=1e-6), site.name
 
 
-def test_saved_and_loaded_answers_alike(watched, tmp_path):
-    model = copy.deepcopy(watched.model)  # float32 below: some models keep parts in no other
-    widths = {site.name: site.width // 2 for site in watched.free}
-    for site in watched.free:
-        cut_site_(model, site, watched.maps(site, widths[site.name]))
-    plan = Plan(
+def plan_for(model, sites, widths) -> Plan:
+    return Plan(
         widths=widths,
-        full={site.name: site.width for site in watched.free},
-        per_unit={site.name: site.parameters(1) for site in watched.free},
+        full={site.name: site.width for site in sites},
+        per_unit={site.name: site.parameters(1) for site in sites},
         predicted={},
         parameters=1,
         pool=1,
@@ -163,8 +162,23 @@ def test_saved_and_loaded_answers_alike(watched, tmp_path):
         denoiser=type(model).__name__,
         model_hash="",
     )
+
+
+def halved(watched) -> nn.Module:
+    """A copy with every free site cut to half its width, its plan in its configuration."""
+    model = copy.deepcopy(watched.model)
+    widths = {site.name: site.width // 2 for site in watched.free}
+    for site in watched.free:
+        cut_site_(model, site, watched.maps(site, widths[site.name]))
+    plan = plan_for(model, watched.free, widths)
     model.register_to_config(**{CONFIG_KEY: {"quant_method": METHOD, "plan": vars(plan)}})
-    model.float().save_pretrained(tmp_path)
+    return model
+
+
+def test_saved_and_loaded_answers_alike(watched, tmp_path):
+    """In float32, since some models load parts of themselves in nothing wider."""
+    model = halved(watched).float()
+    model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     for call in watched.calls:
         call = {k: v.float() if v.is_floating_point() else v for k, v in call.items()}
@@ -172,24 +186,48 @@ def test_saved_and_loaded_answers_alike(watched, tmp_path):
             assert torch.equal(output_of(loaded(**call)), output_of(model(**call)))
 
 
+def test_dense_export_answers_as_the_slim_model(watched):
+    model = halved(watched)
+    expected = watched.run(model)
+    dense_(SimpleNamespace(transformer=model))
+    shapes = {name: p.shape for name, p in watched.model.named_parameters()}
+    assert {name: p.shape for name, p in model.named_parameters()} == shapes
+    for found, wanted in zip(watched.run(model), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_carried_over_is_the_slimmed_adapter(watched):
+    """Slimming W + B A by the maps of W equals slimming W and carrying B A over."""
+    generator = torch.Generator().manual_seed(1)
+    fused, adapter = copy.deepcopy(watched.model), {}
+    for name in {part.linear for site in watched.free for part in site.parts}:
+        linear = fused.get_submodule(name)
+        a = torch.randn(2, linear.in_features, generator=generator, dtype=torch.float64)
+        b = torch.randn(linear.out_features, 2, generator=generator, dtype=torch.float64)
+        linear.weight.data += b @ a
+        adapter |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    maps = {site.name: watched.maps(site, site.width // 2) for site in watched.free}
+    slim = halved(watched)
+    for site in watched.free:
+        cut_site_(fused, site, maps[site.name])
+    carried = carry_over(adapter, watched.sites, maps)
+    for name in {key.partition(".lora_")[0] for key in adapter}:
+        a, b = (carried.state_dict[f"{name}.lora_{side}.weight"] for side in "AB")
+        plain, whole = slim.get_submodule(name), fused.get_submodule(name)
+        torch.testing.assert_close(plain.weight + b @ a, whole.weight, rtol=1e-9, atol=1e-9)
+        if whole.bias is not None:
+            bias = plain.bias + carried.biases.get(name, 0.0)
+            torch.testing.assert_close(bias, whole.bias, rtol=1e-9, atol=1e-9)
+    assert 0 < carried.lost_share < 1
+    again = carry_over(carried.state_dict, watched.sites, maps)
+    assert again.lost == {}
+
+
 def test_locked_sites_refuse(watched):
     locked = [site for site in watched.sites if site.locked]
     site = (locked or watched.sites)[0]
     sites = [type(site)(**{**vars(site), "locked": site.locked or "a reason"})]
-    plan = Plan(
-        widths={site.name: site.width - 1},
-        full={site.name: site.width},
-        per_unit={site.name: 1},
-        predicted={},
-        parameters=1,
-        pool=1,
-        budget={},
-        policy="uniform",
-        multiple=1,
-        method="exact",
-        denoiser="",
-        model_hash="",
-    )
+    plan = plan_for(watched.model, [site], {site.name: site.width - 1})
     with pytest.raises(
         SlimdiffError, match=rf"Site '{site.name}' is locked \({sites[0].locked}\)"
     ):
