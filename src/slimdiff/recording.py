@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from .decomposition import of_reader
 from .denoiser import timestep_of
+from .environment import float64_device
 from .errors import SlimdiffError
 from .sites import Part, Site
 from .token_sampling import TokenSampling
@@ -62,7 +63,7 @@ class _Call:
 
 def empty_sums(sites: Sequence[Site], device: torch.device) -> Sums:
     """Zeros for every unlocked site; on the CPU where the device has no float64 (MPS)."""
-    place = torch.device("cpu") if device.type == "mps" else device
+    place = float64_device(device)
     return {s.name: _zeros(s, place) for s in sites if s.locked is None}
 
 

@@ -15,9 +15,11 @@ share a Linear are listed last slab first, so that cutting them in order moves n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from .errors import SlimdiffError
 
 Kind = Literal["qk", "vo", "ffn"]
 Role = Literal["query", "key", "value", "output", "up", "gate", "down"]
@@ -86,6 +88,29 @@ def reader_biases(sites: Iterable[Site]) -> int:
     """Bias parameters of the output and down projections: in the pool, but they never shrink."""
     found = {p.linear: p.across for s in sites for p in s.parts if p.reads and p.bias}
     return sum(found.values())
+
+
+def moment_mib(sites: Sequence[Site]) -> float:
+    """Memory of the float64 sums of all unlocked sites, MiB."""
+    total = 0
+    for site in sites:
+        if site.locked is None:
+            inner = site.heads * site.width
+            per_head = inner * site.width
+            readers = sum(part.reads for part in site.parts)
+            total += 3 * per_head if site.kind == "qk" else readers * (inner + 1) ** 2
+            total += per_head if site.kind == "vo" else 0
+    return total * 8 / 2**20
+
+
+def refuse_locked(sites: Sequence[Site]) -> None:
+    """Raise SlimdiffError, with the reasons, if no site may shrink."""
+    if all(site.locked is not None for site in sites):
+        reasons = "; ".join(dict.fromkeys(site.locked or "" for site in sites))
+        raise SlimdiffError(
+            f"Nothing can be cut: all {len(sites)} sites of this denoiser are locked ({reasons}). "
+            "Slim another model; what is supported is listed in docs/models.md."
+        )
 
 
 def pool_parameters(sites: Iterable[Site]) -> int:
