@@ -41,7 +41,7 @@ def test_uncentred_query_key_is_the_best_rank_r_product_of_uncentred_moments(cas
 def test_value_output_keeps_the_leading_directions_of_the_whitened_product(case):
     heads, width, seed = case
     v, w = normal(seed, heads, 30, width), normal(seed + 1, heads, width, width + 2)
-    moments = {"value": v.mT @ v}
+    moments = {"value": v.mT @ v, "augmented": torch.eye(heads * width + 1)}
     basis = PAPER["vo"].decompose(moments, w)
     for r in (1, width):
         maps = PAPER["vo"].maps(basis, moments, r)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from slimdiff import Plan, SlimdiffError
-from slimdiff.decomposition import EXACT
+from slimdiff.decomposition import EXACT, reader_moments
 from slimdiff.denoiser import CONFIG_KEY, METHOD, output_of
+from slimdiff.export import dense_
 from slimdiff.families import families
 from slimdiff.linalg import centre
+from slimdiff.lora import carry_over
 from slimdiff.recording import TokenSampling, empty_sums, recording
 from slimdiff.surgery import cut_site_, reader_weights, trial
 
-FAMILIES = families()
-IDS = [family.name for family in FAMILIES]
+TINY = {f.name: (f, f.tiny) for f in families()}
+TINY |= {name: (f, tiny) for f in families() for name, tiny in f.variants.items()}
 CALLS = 6
 
 
@@ -39,8 +42,8 @@ def as_double(inputs: dict) -> dict:
 class Watched:
     """A tiny float64 model of a family, its sites, and the sums over a few calls."""
 
-    def __init__(self, family) -> None:
-        model, inputs = family.tiny()
+    def __init__(self, family, tiny) -> None:
+        model, inputs = tiny()
         # Some families start with zero gates; without weights of size one a cut shows nothing.
         generator = torch.Generator().manual_seed(7)
         for parameter in model.parameters():
@@ -65,23 +68,24 @@ class Watched:
     def maps(self, site, width):
         return EXACT[site.kind].maps(self.bases[site.name], self.sums[site.name], width)
 
-    def module_outputs(self, site) -> Tensor:
-        """What the site's readers answer, all calls and tokens, on dense inputs of its module."""
-        module = self.model.get_submodule(site.module)
-        seen = []
-        handle = module.register_forward_hook(
-            lambda m, args, out: seen.append(
-                [o.flatten(0, -2) for o in (out if isinstance(out, tuple) else (out,))]
+    def first_answers(self, site) -> Tensor:
+        """What the site's readers answer to what the dense model would give its module."""
+        seen = {part.linear: [] for part in site.parts if part.reads}
+        handles = [
+            self.model.get_submodule(name).register_forward_hook(
+                lambda m, args, out, name=name: seen[name].append(out.flatten(0, -2))
             )
-        )
+            for name in seen
+        ]
         self.run(self.model)
-        handle.remove()
-        return torch.cat([part for parts in seen for part in parts])
+        for handle in handles:
+            handle.remove()
+        return torch.cat([answer for answers in seen.values() for answer in answers])
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=IDS)
+@pytest.fixture(scope="module", params=TINY)
 def watched(request):
-    return Watched(request.param)
+    return Watched(*TINY[request.param])
 
 
 def test_there_are_sites_of_every_kind_the_family_has(watched):
@@ -123,32 +127,31 @@ def test_a_cut_shrinks_and_changes_and_is_taken_back(watched):
 
 
 def test_predicted_is_the_measured_error_of_a_site(watched):
-    """Value-output and feed-forward: of the module's output. (Query-key: tests of its own.)"""
+    """Value-output and feed-forward: of what its readers say. (Query-key: tests of its own.)"""
     for site in watched.free:
         if site.kind == "qk":
             continue
         width = max(1, site.width // 2)
         basis, sums = watched.bases[site.name], watched.sums[site.name]
-        dense = watched.module_outputs(site)
+        dense = watched.first_answers(site)
         form = EXACT[site.kind]
         with trial(watched.model, site, form.maps(basis, sums, width)):
-            slim = watched.module_outputs(site)
-        _, c = centre(sums["augmented"])
-        readers = reader_weights(watched.model, site).flatten(0, 1)
-        whole = float((readers * (c @ readers)).sum()) * float(sums["augmented"][-1, -1])
+            slim = watched.first_answers(site)
+        moments = reader_moments(sums)
+        readers = reader_weights(watched.model, site).flatten(0, 1).chunk(len(moments), -1)
+        whole = sum(
+            float((reader * (centre(moment)[1] @ reader)).sum() * moment[-1, -1])
+            for reader, moment in zip(readers, moments, strict=True)
+        )
         measured = float((slim - dense).square().sum()) / whole
         assert measured == pytest.approx(float(basis.errors[width]), rel=1e-3, abs=1e-6), site.name
 
 
-def test_saved_and_loaded_answers_alike(watched, tmp_path):
-    model = copy.deepcopy(watched.model)
-    widths = {site.name: site.width // 2 for site in watched.free}
-    for site in watched.free:
-        cut_site_(model, site, watched.maps(site, widths[site.name]))
-    plan = Plan(
+def plan_for(model, sites, widths) -> Plan:
+    return Plan(
         widths=widths,
-        full={site.name: site.width for site in watched.free},
-        per_unit={site.name: site.parameters(1) for site in watched.free},
+        full={site.name: site.width for site in sites},
+        per_unit={site.name: site.parameters(1) for site in sites},
         predicted={},
         parameters=1,
         pool=1,
@@ -159,31 +162,72 @@ def test_saved_and_loaded_answers_alike(watched, tmp_path):
         denoiser=type(model).__name__,
         model_hash="",
     )
+
+
+def halved(watched) -> nn.Module:
+    """A copy with every free site cut to half its width, its plan in its configuration."""
+    model = copy.deepcopy(watched.model)
+    widths = {site.name: site.width // 2 for site in watched.free}
+    for site in watched.free:
+        cut_site_(model, site, watched.maps(site, widths[site.name]))
+    plan = plan_for(model, watched.free, widths)
     model.register_to_config(**{CONFIG_KEY: {"quant_method": METHOD, "plan": vars(plan)}})
+    return model
+
+
+def test_saved_and_loaded_answers_alike(watched, tmp_path):
+    """In float32, since some models load parts of themselves in nothing wider."""
+    model = halved(watched).float()
     model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path, dtype=torch.float64)
-    for found, wanted in zip(watched.run(loaded), watched.run(model), strict=True):
-        assert torch.equal(found, wanted)
+    loaded = type(model).from_pretrained(tmp_path)
+    for call in watched.calls:
+        call = {k: v.float() if v.is_floating_point() else v for k, v in call.items()}
+        with torch.no_grad():
+            assert torch.equal(output_of(loaded(**call)), output_of(model(**call)))
+
+
+def test_dense_export_answers_as_the_slim_model(watched):
+    model = halved(watched)
+    expected = watched.run(model)
+    dense_(SimpleNamespace(transformer=model))
+    shapes = {name: p.shape for name, p in watched.model.named_parameters()}
+    assert {name: p.shape for name, p in model.named_parameters()} == shapes
+    for found, wanted in zip(watched.run(model), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_carried_over_is_the_slimmed_adapter(watched):
+    """Slimming W + B A by the maps of W equals slimming W and carrying B A over."""
+    generator = torch.Generator().manual_seed(1)
+    fused, adapter = copy.deepcopy(watched.model), {}
+    for name in {part.linear for site in watched.free for part in site.parts}:
+        linear = fused.get_submodule(name)
+        a = torch.randn(2, linear.in_features, generator=generator, dtype=torch.float64)
+        b = torch.randn(linear.out_features, 2, generator=generator, dtype=torch.float64)
+        linear.weight.data += b @ a
+        adapter |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    maps = {site.name: watched.maps(site, site.width // 2) for site in watched.free}
+    slim = halved(watched)
+    for site in watched.free:
+        cut_site_(fused, site, maps[site.name])
+    carried = carry_over(adapter, watched.sites, maps)
+    for name in {key.partition(".lora_")[0] for key in adapter}:
+        a, b = (carried.state_dict[f"{name}.lora_{side}.weight"] for side in "AB")
+        plain, whole = slim.get_submodule(name), fused.get_submodule(name)
+        torch.testing.assert_close(plain.weight + b @ a, whole.weight, rtol=1e-9, atol=1e-9)
+        if whole.bias is not None:
+            bias = plain.bias + carried.biases.get(name, 0.0)
+            torch.testing.assert_close(bias, whole.bias, rtol=1e-9, atol=1e-9)
+    assert 0 < carried.lost_share < 1
+    again = carry_over(carried.state_dict, watched.sites, maps)
+    assert again.lost == {}
 
 
 def test_locked_sites_refuse(watched):
     locked = [site for site in watched.sites if site.locked]
     site = (locked or watched.sites)[0]
     sites = [type(site)(**{**vars(site), "locked": site.locked or "a reason"})]
-    plan = Plan(
-        widths={site.name: site.width - 1},
-        full={site.name: site.width},
-        per_unit={site.name: 1},
-        predicted={},
-        parameters=1,
-        pool=1,
-        budget={},
-        policy="uniform",
-        multiple=1,
-        method="exact",
-        denoiser="",
-        model_hash="",
-    )
+    plan = plan_for(watched.model, [site], {site.name: site.width - 1})
     with pytest.raises(
         SlimdiffError, match=rf"Site '{site.name}' is locked \({sites[0].locked}\)"
     ):

@@ -14,7 +14,7 @@ from torch import nn
 
 from slimdiff import SlimdiffError, families
 from slimdiff.families.blocks import shared_block_sites
-from slimdiff.sites import pool_parameters, reader_biases
+from slimdiff.sites import pool_parameters, reader_biases, refuse_locked
 from slimdiff.surgery import reshape_
 
 UNET, _ = tiny_unet()
@@ -151,3 +151,32 @@ def test_families_are_found_by_class_and_base_class():
 def test_an_unknown_denoiser_is_refused_with_what_is_supported():
     with pytest.raises(SlimdiffError, match="Alone is not supported; supported:.*UNet2DCondition"):
         families.find(Alone(nn.Identity()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_hid_dim": 12, "encoder_hid_dim_type": "text_image_proj"},
+        {"encoder_hid_dim": 32, "only_cross_attention": True},
+    ],
+    ids=["kandinsky", "deepfloyd"],
+)
+def test_unets_with_added_keys_and_values_are_locked_as_a_whole_and_refused(options):
+    model = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=4,
+        **options,
+    )
+    sites = families.find(model).sites(model)
+    assert len(sites) == 8
+    reason = "added key/value projections (Kandinsky, DeepFloyd) are not supported"
+    assert {site.locked for site in sites} == {reason}
+    with pytest.raises(SlimdiffError, match=r"Nothing can be cut: all 8 sites .* DeepFloyd"):
+        refuse_locked(sites)

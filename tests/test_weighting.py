@@ -8,7 +8,7 @@ from tiny import tiny_pipeline
 
 import slimdiff
 from slimdiff.calibration import finish
-from slimdiff.weighting import WEIGHTS
+from slimdiff.weighting import WEIGHTS, nearest
 
 SAMPLING = slimdiff.Sampling(steps=3, guidance=3.0, batch_size=2)
 
@@ -57,3 +57,10 @@ def test_the_published_method_plans_and_compresses_from_the_same_sums(pipe, unif
     slimdiff.compress_(slim, published, plan)
     report = slimdiff.compare(pipe, slim, [(5, "c")], sampling=SAMPLING)
     assert 0 < report.fidelity.noise_rel_mse < 1
+
+
+def test_a_step_is_found_under_the_name_that_the_denoiser_knows_it_by():
+    times = [981.0, 500.5, 1.0]
+    assert [nearest(times, t) for t in times] == times
+    assert nearest(times, 0.981) == 981.0  # thousandths
+    assert nearest(times, 500.0) == 500.5  # rounded to half precision

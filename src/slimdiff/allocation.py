@@ -11,7 +11,7 @@ from .errors import SlimdiffError
 from .plan import Plan
 from .policies import POLICIES, Group, Option
 from .policies.ara import stream_share
-from .sites import Site, pool_parameters
+from .sites import Site, pool_parameters, refuse_locked
 from .statistics import Statistics
 
 __all__ = [
@@ -124,6 +124,7 @@ def check_budget(parameters: int, sites: Sequence[Site], budget: Budget, grid: G
 
     Patterns that match no site are refused too: a typing error must not cut what it should save.
     """
+    refuse_locked(sites)
     for pattern in grid.only + grid.skip:
         if not any(fnmatch(site.name, pattern) for site in sites):
             raise SlimdiffError(

@@ -7,25 +7,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from . import families
 from .decomposition import METHODS
 from .denoiser import check_finite, denoiser, fingerprint, refuse_slim
-from .environment import device_name, peak_mib, versions
+from .environment import device_name, float64_device, peak_mib, sums_device, versions
 from .errors import SlimdiffError
 from .gains import measure_gains
 from .recording import TokenSampling, empty_sums, recording
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
-from .statistics import Header, Source, Statistics, refuse_foreign
+from .sites import moment_mib, refuse_locked
+from .statistics import Header, Source, Statistics, moved, refuse_foreign
 from .surgery import reader_weights
 from .weighting import timestep_weighting
 
 __all__ = ["calibrate", "check_statistics", "finish"]
 
 _SAVE_EVERY = 60.0
+_SAVE_SHARE = 20  # saving takes at most a twentieth of the time, however large the sums
 _GAIN_EVERY = 16
 
 
@@ -51,8 +52,9 @@ def calibrate(
     once a minute and at the end, and a calibration with the same settings that stopped there goes
     on where it was.
 
-    Memory: two float64 matrices of (F+1)^2 a feed-forward and (Hd+1)^2 an attention, about; time:
-    the sampling itself, at most as much again for the gains.
+    Memory: one float64 matrix of (F+1)^2 a feed-forward and (Hd+1)^2 a reader of an attention;
+    with ``folder`` only while sampling, after which sums are read back site by site. Time: the
+    sampling itself, at most as much again for the gains.
 
     Raises SlimdiffError for an unknown denoiser, no prompts, or weights or activations that are
     not finite.
@@ -85,9 +87,10 @@ def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") ->
     forms = METHODS[method]
     begin, header, model = time.perf_counter(), stats.header, denoiser(pipe)
     free = [site for site in header.sites if site.locked is None]
+    place = float64_device(model.device)
     bases = {
         site.name: forms[site.kind].decompose(
-            stats.sums[site.name], reader_weights(model, site).to(_place(stats, site.name))
+            moved(stats.sums[site.name], place), reader_weights(model, site).to(place)
         )
         for site in tqdm(free, desc="decompose", unit="site", disable=None)
     }
@@ -126,6 +129,7 @@ def _begin(
     model = denoiser(pipe)
     sites = tuple(families.find(model).sites(model))
     refuse_slim(model)
+    refuse_locked(sites)
     check_finite(model)
     source = Source(
         name or str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
@@ -146,7 +150,7 @@ def _begin(
         device=device_name(model.device),
         versions=versions(),
     )
-    return Statistics(header, empty_sums(sites, model.device))
+    return Statistics(header, empty_sums(sites, sums_device(model.device, moment_mib(sites))))
 
 
 def _shared_out(
@@ -176,6 +180,8 @@ def _resumed(fresh: Statistics, folder: Path) -> Statistics:
             f"'{folder}' holds statistics with other {', '.join(differ)}. Choose another folder "
             "(--statistics), or remove this one."
         )
+    if found.header.done == len(found.header.prompts):
+        return found
     sums = {
         site: {k: v.to(fresh.sums[site][k].device) for k, v in tensors.items()}
         for site, tensors in found.sums.items()
@@ -186,7 +192,11 @@ def _resumed(fresh: Statistics, folder: Path) -> Statistics:
 def _gather(pipe: DiffusionPipeline, stats: Statistics, folder: Path | None) -> Statistics:
     """Sample the prompts not yet summed; save at batch boundaries about once a minute."""
     header, model = stats.header, denoiser(pipe)
+    if header.done == len(header.prompts):
+        return stats
+    sums = {site: dict(found) for site, found in stats.sums.items()}
     begin = saved = time.perf_counter()
+    pause = _SAVE_EVERY
     todo = header.prompts[header.done :]
     weights = timestep_weighting(
         header.timestep_weights,
@@ -197,7 +207,7 @@ def _gather(pipe: DiffusionPipeline, stats: Statistics, folder: Path | None) -> 
         header.tokens,
     )
     with (
-        recording(model, header.sites, stats.sums, tokens=header.tokens, weights=weights),
+        recording(model, header.sites, sums, tokens=header.tokens, weights=weights),
         tqdm(total=len(todo), desc="calibrate", unit="prompt", disable=None) as bar,
     ):
         for batch in batches(todo, header.sampling.batch_size):
@@ -213,13 +223,11 @@ def _gather(pipe: DiffusionPipeline, stats: Statistics, folder: Path | None) -> 
                     peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
                 ),
             )
-            if folder is not None and now - saved > _SAVE_EVERY:
+            if folder is not None and now - saved > pause:
                 stats.save(folder)
                 saved = time.perf_counter()
-    if folder is not None:
-        stats.save(folder)
-    return stats
-
-
-def _place(stats: Statistics, site: str) -> torch.device:
-    return next(iter(stats.sums[site].values())).device
+                pause = max(_SAVE_EVERY, _SAVE_SHARE * (saved - now))
+    if folder is None:
+        return stats
+    stats.save(folder)
+    return Statistics.load(folder)  # what follows reads the sums site by site

@@ -9,7 +9,9 @@ from importlib.metadata import version
 
 import torch
 
-__all__ = ["device_name", "peak_mib", "versions"]
+__all__ = ["device_name", "float64_device", "peak_mib", "sums_device", "versions"]
+
+_SUMS_SHARE = 4
 
 
 def versions() -> dict[str, str]:
@@ -23,6 +25,20 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """``device``, or the CPU where that has no float64 (MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def sums_device(device: torch.device, mib: float) -> torch.device:
+    """Where ``mib`` of float64 sums are kept: on a GPU if they take a quarter of it at most."""
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        if _SUMS_SHARE * mib * 2**20 > total:
+            return torch.device("cpu")
+    return float64_device(device)
 
 
 def peak_mib(device: torch.device) -> float:

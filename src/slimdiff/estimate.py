@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
@@ -14,9 +13,9 @@ from .environment import peak_mib
 from .gains import Call, capture_calls
 from .recording import TokenSampling, empty_sums, recording
 from .sampling import IndexedPrompt, Sampling
-from .sites import Site
+from .sites import moment_mib
 
-__all__ = ["Estimate", "estimate", "moment_mib"]
+__all__ = ["Estimate", "estimate"]
 
 _PROBE_STEPS = 2
 
@@ -38,18 +37,6 @@ class Estimate:
             f"{self.gains_s:.0f} s gains), peak memory about {self.peak_mib:.0f} MiB, statistics "
             f"{self.statistics_mib:.0f} MiB on disk"
         )
-
-
-def moment_mib(sites: Sequence[Site]) -> float:
-    """Memory of the float64 sums of all unlocked sites, MiB."""
-    total = 0
-    for site in sites:
-        if site.locked is None:
-            inner = site.heads * site.width
-            per_head = inner * site.width
-            total += 3 * per_head if site.kind == "qk" else (inner + 1) ** 2
-            total += per_head if site.kind == "vo" else 0
-    return total * 8 / 2**20
 
 
 def estimate(

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from . import attention, families
@@ -40,15 +39,14 @@ def dense_(pipe: DiffusionPipeline) -> None:
     sqrt(d / r), goes into the queries. Raises SlimdiffError for a pipeline that is not slim.
     """
     plan, model = _plan(pipe), denoiser(pipe)
-    for site in _dense_sites(model):
-        width = plan.widths.get(site.name, site.width)
-        if width == site.width:
-            continue
-        # Last slab first: where a slab starts depends on the widths of those before it.
-        for part in sorted(site.parts, key=lambda part: -part.start):
-            _pad_(model.get_submodule(part.linear), part, site, width)
+    cut = _cut_sites(_dense_sites(model), plan)
+    slabs = [(part, site) for site in cut for part in site.parts]
+    # First slab first: those before a slab are whole again, so that it starts where it did.
+    for part, site in sorted(slabs, key=lambda slab: slab[0].start):
+        _pad_(model.get_submodule(part.linear), part, site, plan.widths[site.name])
+    for site in cut:
         module = model.get_submodule(site.module)
-        if isinstance(module, Attention):
+        if attention.is_attention(module):
             attention.fit_attention_(module, rescale=site.kind == "qk")
     model._internal_dict = type(model._internal_dict)(_stock_config(model))
 
@@ -100,10 +98,14 @@ def _dense_sites(model: Any) -> list[Site]:
     return families.find(model).sites(_stock(model))
 
 
+def _cut_sites(sites: list[Site], plan: Plan) -> list[Site]:
+    return [site for site in sites if plan.widths.get(site.name, site.width) < site.width]
+
+
 def _pad_(linear: nn.Module, part: Part, site: Site, width: int) -> None:
     """Insert zero channels after the ``width`` that every head of this slab has."""
     assert isinstance(linear, nn.Linear)
-    start, size = part.start * width // site.width, site.heads * width
+    start, size = part.start, site.heads * width
 
     def padded(x: Tensor) -> Tensor:
         slab = x[start : start + size].unflatten(0, (site.heads, width))
@@ -132,13 +134,12 @@ def _class_text(stock: type) -> str:
 def _recipe(model: Any, plan: Plan) -> dict[str, Any]:
     """What the generated class does to the stock model: sizes of Linears, attentions to fit."""
     stock = _stock(model)
-    sites = families.find(model).sites(stock)
-    cut = [site for site in sites if plan.widths.get(site.name, site.width) < site.width]
+    cut = _cut_sites(families.find(model).sites(stock), plan)
     reshape_(stock, cut, plan.widths)
     names = dict.fromkeys(part.linear for site in cut for part in site.parts)
     rescaled: dict[str, bool] = {}
     for site in cut:
-        if isinstance(stock.get_submodule(site.module), Attention):
+        if attention.is_attention(stock.get_submodule(site.module)):
             rescaled[site.module] = rescaled.get(site.module, False) or site.kind == "qk"
     return {
         "linears": {name: list(stock.get_submodule(name).weight.shape) for name in names},

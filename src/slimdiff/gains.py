@@ -6,13 +6,16 @@ and the error of the denoiser's output is measured::
     error = sum |e_cut - e_dense|^2 / sum |e_dense|^2
 
 This one figure scales the site's analytic curve: output error at width r is taken as
-``error * curve(r) / curve(width / 2)``. Ours; it replaces the propagation weights of ARA (Roy et
-al., SlimDiff, 2025, arXiv 2509.21498).
+``error * curve(r) / curve(width / 2)``. Where a pass a site would take longer than the sampling
+did, a large model's sites are cut in groups of one kind, neighbours together, and share out the
+error of their group by what each puts on the residual stream (:mod:`slimdiff.policies.ara`).
+Ours; it replaces the propagation weights of ARA (Roy et al., SlimDiff, 2025, arXiv 2509.21498).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +26,18 @@ from tqdm import tqdm
 
 from .decomposition import Basis, Method
 from .denoiser import denoiser, output_of, timestep_of
-from .recording import Sums
+from .environment import float64_device
+from .policies.ara import stream_share
 from .sampling import IndexedPrompt, Sampling, sample_latents
+from .sites import Site
 from .statistics import Gain, Header
 from .surgery import trial
 
-__all__ = ["Call", "capture_calls", "gain_calls", "measure_gains", "output_error"]
+__all__ = ["Call", "capture_calls", "gain_calls", "grouped", "measure_gains", "output_error"]
 
 _STEPS = 4
 _PROMPTS = 4
+_LARGE = 200e6  # parameters; below that a pass a site is cheap in any case
 
 
 @dataclass(frozen=True)
@@ -46,20 +52,57 @@ class Call:
 def measure_gains(
     pipe: DiffusionPipeline,
     header: Header,
-    sums: Sums,
+    sums: Mapping[str, Mapping[str, Tensor]],
     bases: Mapping[str, Basis],
     method: Mapping[str, Method],
 ) -> dict[str, Gain]:
-    """One gain for every unlocked site, at half its width; costs one pass of the calls a site."""
+    """One gain for every unlocked site, at half its width; costs one pass of the calls a group."""
     model, calls = denoiser(pipe), gain_calls(pipe, header)
     free = [site for site in header.sites if site.locked is None]
+    groups = grouped(free, _extent(header).passes)
+    place = float64_device(model.device)
     gains: dict[str, Gain] = {}
-    for site in tqdm(free, desc="gains", unit="site", disable=None):
-        width = max(1, site.width // 2)
-        maps = method[site.kind].maps(bases[site.name], sums[site.name], width)
-        with trial(model, site, maps):
-            gains[site.name] = Gain(width, output_error(model, calls))
+    for group in tqdm(groups, desc="gains", unit="pass", disable=None):
+        widths = {site.name: max(1, site.width // 2) for site in group}
+        with ExitStack() as cuts:
+            for site in group:
+                maps = method[site.kind].maps(
+                    bases[site.name], moved(sums[site.name], place), widths[site.name]
+                )
+                cuts.enter_context(trial(model, site, maps))
+            error = output_error(model, calls)
+        said = {
+            site.name: stream_share(
+                bases[site.name].errors, sums[site.name]["energy"], widths[site.name]
+            )
+            for site in group
+        }
+        whole = sum(said.values())
+        for name, share in said.items():
+            part = share / whole if whole > 0 else 1 / len(group)
+            gains[name] = Gain(widths[name], error * part)
     return gains
+
+
+def grouped(sites: Sequence[Site], count: int) -> list[list[Site]]:
+    """``sites`` in at most ``count`` groups: each of one kind if they are enough, in order."""
+    if count >= len(sites):
+        return [[site] for site in sites]
+    kinds = list(dict.fromkeys(site.kind for site in sites))
+    if count < len(kinds):
+        return _stretches(sites, count)
+    found: list[list[Site]] = []
+    for i, kind in enumerate(kinds):
+        members = [site for site in sites if site.kind == kind]
+        share = count // len(kinds) + (i < count % len(kinds))
+        found += _stretches(members, min(share, len(members)))
+    return found
+
+
+def _stretches(sites: Sequence[Site], count: int) -> list[list[Site]]:
+    """Neighbours together, in ``count`` stretches as equal as can be."""
+    ends = [len(sites) * (i + 1) // count for i in range(count)]
+    return [list(sites[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
@@ -67,11 +110,34 @@ def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
 
     So many that one pass a site evaluates the denoiser at most as often as calibration did.
     """
-    sites = sum(site.locked is None for site in header.sites)
-    steps = min(_STEPS, header.sampling.steps)
-    share = len(header.prompts) * header.sampling.steps // (max(1, sites) * steps)
-    prompts = header.gain_prompts or header.prompts
-    return capture_calls(pipe, prompts[: max(1, min(_PROMPTS, share))], header.sampling, steps)
+    extent, prompts = _extent(header), header.gain_prompts or header.prompts
+    return capture_calls(pipe, prompts[: extent.prompts], header.sampling, extent.steps)
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """How many prompts and steps the calls come from, and how often they may be repeated."""
+
+    prompts: int
+    steps: int
+    passes: int
+
+
+def _extent(header: Header) -> _Extent:
+    """As much as the sampling allows, one evaluation of a prompt at a step being the unit.
+
+    Small models get a pass a site however little was sampled.
+    """
+    sites = max(1, sum(site.locked is None for site in header.sites))
+    all_steps = header.sampling.steps
+    sampled, steps = len(header.prompts) * all_steps, min(_STEPS, all_steps)
+    if header.source.parameters > _LARGE:
+        sampled = max(0, sampled - all_steps)  # the run that the calls are taken from
+        steps = min(steps, max(1, sampled // sites))
+    prompts = max(1, min(_PROMPTS, sampled // (sites * steps)))
+    if header.source.parameters <= _LARGE:
+        return _Extent(prompts, steps, sites)
+    return _Extent(prompts, steps, min(sites, max(1, sampled // (prompts * steps))))
 
 
 def capture_calls(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .decomposition import Maps
+from .decomposition import Maps, of_reader
 from .errors import SlimdiffError
 from .sites import Part, Site
 from .surgery import project_columns, project_rows
@@ -74,53 +74,104 @@ def carry_over(
     refuse_other_adapters(state_dict)
     found, biases, lost = dict(state_dict), {}, {}
     outside = energy = 0.0
-    modules = [m[1] for name in state_dict if (m := _DOWN.fullmatch(name))]
-    for site in sites:
-        if site.name not in maps:
+    slabs = _slabs(sites)
+    for linear in [m[1] for name in state_dict if (m := _DOWN.fullmatch(name))]:
+        owners = slabs.get(linear, [])
+        cut = [(site, parts) for site, parts in owners if site.name in maps]
+        if not cut or _is_slim(linear, owners, found, maps):
             continue
-        for linear in dict.fromkeys(part.linear for part in site.parts):
-            parts = [part for part in site.parts if part.linear == linear]
-            if linear not in modules or _is_slim(linear, parts, found, maps[site.name]):
-                continue
-            down, up = (found[f"{linear}.lora_{side}.weight"] for side in "AB")
-            a, b, own = down.double(), up.double(), f"{linear}.lora_B.bias"
-            _check_shapes(linear, parts, a, b)
-            whole = _energy(b, a)
-            if parts[0].reads:
-                a_new, shift = project_columns(a, parts[0], maps[site.name])
-                beyond = _energy(b, a - _inside(a, parts[0], maps[site.name]))
-                found[f"{linear}.lora_A.weight"] = a_new.to(down)
-                biases[linear] = (b @ shift + found.get(own, 0.0)).to(up)
-            else:
-                beyond = _rows_beyond(b, a, parts, maps[site.name])
-                for name in {f"{linear}.lora_B.weight", own} & found.keys():
-                    old = found[name]
-                    new = project_rows(old.double().view(len(b), -1), parts, maps[site.name])
-                    found[name] = new.view(-1, *old.shape[1:]).to(up)
-            lost[linear] = beyond / max(whole, 1e-300)
-            outside, energy = outside + beyond, energy + whole
+        _check_shapes(linear, owners, found)
+        beyond, whole = 0.0, _energy(*_double(linear, found))
+        for site, parts in cut:
+            project = _project_reader_ if parts[0].reads else _project_writer_
+            beyond += project(linear, parts, maps[site.name], found, biases)
+        lost[linear] = beyond / max(whole, 1e-300)
+        outside, energy = outside + beyond, energy + whole
     return Carried(found, biases, lost, outside / max(energy, 1e-300))
 
 
+_Owners = list[tuple[Site, list[Part]]]
+
+
+def _slabs(sites: Sequence[Site]) -> dict[str, _Owners]:
+    """Linear -> the sites that own a slab of it, in their order, and those slabs."""
+    found: dict[str, _Owners] = {}
+    for site in sites:
+        for linear in dict.fromkeys(part.linear for part in site.parts):
+            parts = [part for part in site.parts if part.linear == linear]
+            found.setdefault(linear, []).append((site, parts))
+    return found
+
+
+def _double(linear: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """``B`` and ``A`` of one adapter in float64."""
+    return tensors[f"{linear}.lora_B.weight"].double(), tensors[f"{linear}.lora_A.weight"].double()
+
+
+def _project_reader_(
+    linear: str,
+    parts: Sequence[Part],
+    maps: Maps,
+    tensors: dict[str, Tensor],
+    biases: dict[str, Tensor],
+) -> float:
+    """Take one slab of ``A`` through the reader's map; returns the energy that is lost."""
+    b, a = _double(linear, tensors)
+    (part,) = parts
+    down, own = f"{linear}.lora_A.weight", f"{linear}.lora_B.bias"
+    new, shift = project_columns(a, part, maps)
+    old = biases.get(linear, tensors.get(own, 0.0))
+    biases[linear] = (b @ shift + old).to(tensors[f"{linear}.lora_B.weight"])
+    tensors[down] = new.to(tensors[down])
+    slab = a[:, part.start : part.start + part.size]
+    return _energy(b, slab - _inside(slab, part, maps))
+
+
+def _project_writer_(
+    linear: str,
+    parts: Sequence[Part],
+    maps: Maps,
+    tensors: dict[str, Tensor],
+    biases: dict[str, Tensor],
+) -> float:
+    """Take ``B`` and its bias through the writers' maps; returns the energy that is lost."""
+    b, a = _double(linear, tensors)
+    beyond = _rows_beyond(b, a, parts, maps)
+    for name in {f"{linear}.lora_B.weight", f"{linear}.lora_B.bias"} & tensors.keys():
+        old = tensors[name]
+        new = project_rows(old.double().view(len(b), -1), parts, maps)
+        tensors[name] = new.view(-1, *old.shape[1:]).to(old)
+    return beyond
+
+
 def _is_slim(
-    linear: str, parts: Sequence[Part], tensors: Mapping[str, Tensor], maps: Maps
+    linear: str, owners: _Owners, tensors: Mapping[str, Tensor], maps: Mapping[str, Maps]
 ) -> bool:
     """Whether the adapter of ``linear`` has the slim shape already."""
-    side = 1 if parts[0].reads else 0
-    found = tensors[f"{linear}.lora_{'A' if side else 'B'}.weight"].shape[side]
-    return found == sum(_slim_size(part, maps) for part in parts)
+    slabs = [(part, maps.get(site.name)) for site, parts in owners for part in parts]
+    return _size(linear, owners, tensors) == sum(_slim_size(part, found) for part, found in slabs)
 
 
-def _slim_size(part: Part, maps: Maps) -> int:
-    projection = maps[part.role]
+def _slim_size(part: Part, maps: Maps | None) -> int:
+    if maps is None:
+        return part.size
+    projection = maps[of_reader(part.role, part.reader)]
     if part.reads or projection.dim() == 1:
         return projection.shape[0]
     return projection.shape[0] * projection.shape[2]
 
 
-def _check_shapes(linear: str, parts: Sequence[Part], a: Tensor, b: Tensor) -> None:
+def _size(linear: str, owners: _Owners, tensors: Mapping[str, Tensor]) -> int:
+    """Features of the adapter on the side where the slabs lie."""
+    reads = owners[0][1][0].reads
+    return tensors[f"{linear}.lora_{'A' if reads else 'B'}.weight"].shape[1 if reads else 0]
+
+
+def _check_shapes(linear: str, owners: _Owners, tensors: Mapping[str, Tensor]) -> None:
+    parts = [part for _, parts in owners for part in parts]
     size, across = sum(part.size for part in parts), parts[0].across
     wanted = (size, across) if parts[0].reads else (across, size)
+    b, a = _double(linear, tensors)
     if (a.shape[1], b.shape[0]) != wanted:
         raise SlimdiffError(
             f"The adapter of '{linear}' maps {a.shape[1]} to {b.shape[0]} features; expected "
@@ -133,10 +184,10 @@ def _energy(b: Tensor, a: Tensor) -> float:
     return float(((b.mT @ b) * (a @ a.mT)).sum())
 
 
-def _inside(a: Tensor, part: Part, maps: Maps) -> Tensor:
-    """``a`` (rho, n) projected on the inputs that the reader's map ``T`` (r, n) can see."""
-    transfer = maps[part.role].to(a)
-    return a @ torch.linalg.pinv(transfer) @ transfer
+def _inside(slab: Tensor, part: Part, maps: Maps) -> Tensor:
+    """``slab`` (rho, n) projected on the inputs that the reader's map ``T`` (r, n) can see."""
+    transfer = maps[of_reader(part.role, part.reader)].to(slab)
+    return slab @ torch.linalg.pinv(transfer) @ transfer
 
 
 def _rows_beyond(b: Tensor, a: Tensor, parts: Sequence[Part], maps: Maps) -> float:

@@ -14,6 +14,7 @@ from . import families
 from .allocation import DEFAULT_POLICY, Grid, allocate, check_budget
 from .budget import Budget
 from .calibration import calibrate
+from .classes import class_names
 from .compression import compress_
 from .denoiser import component, denoiser, refuse_slim
 from .feedback import repair_
@@ -125,4 +126,8 @@ def copy_pipeline(pipe: DiffusionPipeline) -> Any:
     components[component(pipe)] = copy.deepcopy(denoiser(pipe))
     accepted = inspect.signature(type(pipe).__init__).parameters
     settings = {k: v for k, v in pipe.config.items() if k in accepted and k not in components}
-    return type(pipe)(**components, **settings)
+    found = type(pipe)(**components, **settings)
+    if names := class_names(pipe):
+        found.labels = pipe.labels  # pyright: ignore
+        found.register_to_config(id2label=names)  # else saving forgets them
+    return found

@@ -6,12 +6,15 @@ if that is larger):
 
 ====  ==============================================================================
 qk    ``query`` = sum q q^T and ``key`` = sum k~ k~^T per head, (H, d, d); ``k~`` is the key
-      less the mean over its own sequence's unmasked keys; ``key_mean`` = sum of those means'
-      own products, so that ``key + key_mean`` is the uncentred moment
-vo    ``augmented`` = sum [y, 1][y, 1]^T, (Hd+1, Hd+1); y enters the output projection;
+      less the mean over its own sequence's unmasked keys, all streams of a joint attention
+      together; ``key_mean`` = sum of those means' own products, so that ``key + key_mean``
+      is the uncentred moment
+vo    ``augmented`` = sum [y, 1][y, 1]^T, (Hd+1, Hd+1); y enters the output projection; for
+      the second reader of a joint attention ``augmented.1``;
       ``value`` = sum v v^T per head, (H, d, d)
 ffn   ``augmented`` = sum [z, 1][z, 1]^T, (F+1, F+1); z enters the down projection
-each  ``energy`` = sums of |output|^2, |residual stream|^2 and tokens, (3,)
+each  ``energy`` = sums of |output|^2, |residual stream|^2 and tokens, (3,), of the first
+      reader's stream
 ====  ==============================================================================
 
 A seeded subset of the tokens can stand for all: it depends on site and timestep only, so sums
@@ -20,18 +23,21 @@ over any split of the prompts add up to the same. Weights are scaled up by N / n
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .decomposition import of_reader
 from .denoiser import timestep_of
+from .environment import float64_device
 from .errors import SlimdiffError
-from .sites import Site
+from .sites import Part, Site
+from .token_sampling import TokenSampling
 
 __all__ = ["Sums", "TokenSampling", "Weighting", "empty_sums", "recording", "unweighted", "wide"]
 
@@ -48,23 +54,6 @@ def unweighted(site: str, timestep: float) -> float:
     return 1.0
 
 
-@dataclass(frozen=True)
-class TokenSampling:
-    """At most ``tokens`` tokens of each sequence are read, drawn by ``seed``; None reads all."""
-
-    tokens: int | None = None
-    seed: int = 0
-
-    def pick(self, length: int, site: str, timestep: float) -> Tensor | None:
-        """Sorted token positions, shape (n,), or None for all."""
-        if self.tokens is None or length <= self.tokens:
-            return None
-        key = f"{self.seed} {site} {timestep:.6f}".encode()
-        seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(length, generator=generator)[: self.tokens].sort().values
-
-
 @dataclass
 class _Call:
     """What the hooks need to know of the running denoiser call."""
@@ -74,7 +63,7 @@ class _Call:
 
 def empty_sums(sites: Sequence[Site], device: torch.device) -> Sums:
     """Zeros for every unlocked site; on the CPU where the device has no float64 (MPS)."""
-    place = torch.device("cpu") if device.type == "mps" else device
+    place = float64_device(device)
     return {s.name: _zeros(s, place) for s in sites if s.locked is None}
 
 
@@ -115,7 +104,9 @@ def _zeros(site: Site, device: torch.device) -> dict[str, Tensor]:
     if site.kind == "qk":
         names = ("query", "key", "key_mean")
         return {name: zeros(h, d, d) for name in names} | {"energy": zeros(3)}
-    sums = {"augmented": zeros(h * d + 1, h * d + 1), "energy": zeros(3)}
+    readers = [part.reader for part in site.parts if part.reads]
+    sums = {of_reader("augmented", i): zeros(h * d + 1, h * d + 1) for i in readers}
+    sums["energy"] = zeros(3)
     return sums | {"value": zeros(h, d, d)} if site.kind == "vo" else sums
 
 
@@ -140,6 +131,7 @@ class _Recorder:
         self.site, self.sums, self.tokens, self.call = site, sums, tokens, call
         self.weights = weights
         self.mask: Tensor | None = None
+        self.keys: list[Tensor] = []
 
     @property
     def weight(self) -> float:
@@ -148,7 +140,9 @@ class _Recorder:
     def attach(self, modules: Mapping[str, nn.Module]) -> Iterator[Any]:
         """Hook by hook, so that those already on are known if a module is missing."""
         site = self.site
-        yield modules[site.module].register_forward_hook(self._on_output)
+        readers = [part for part in site.parts if part.reads]
+        first = readers[0].linear if readers else site.module
+        yield modules[first].register_forward_hook(self._on_output)
         if site.stream:
             yield modules[site.stream].register_forward_pre_hook(self._on_stream)
         if site.kind == "qk":
@@ -160,20 +154,24 @@ class _Recorder:
                 yield modules[part.linear].register_forward_hook(self._on_key)
         for part in site.role("value"):
             yield modules[part.linear].register_forward_hook(self._on_value)
-        for part in site.parts:
-            if part.reads:
-                yield modules[part.linear].register_forward_pre_hook(self._on_reader)
+        for part in readers:
+            yield modules[part.linear].register_forward_pre_hook(partial(self._on_reader, part))
 
     def _on_attention(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.mask = kwargs.get("attention_mask")
+        self.keys.clear()
 
     def _on_query(self, module: nn.Module, args: Any, out: Tensor) -> None:
         self._add_gram("query", self._sampled(self._heads(out)))
 
     def _on_key(self, module: nn.Module, args: Any, out: Tensor) -> None:
-        keys = self._heads(out)
+        self.keys.append(self._heads(out))
+        if len(self.keys) < len(self.site.role("key")):
+            return
+        keys = torch.cat(self.keys, 1)
+        self.keys.clear()
         unmasked = _unmasked(self.mask, keys)
         count = unmasked.sum(1, keepdim=True)
         mean = (keys * unmasked).sum(1, keepdim=True) / count
@@ -184,14 +182,15 @@ class _Recorder:
     def _on_value(self, module: nn.Module, args: Any, out: Tensor) -> None:
         self._add_gram("value", self._sampled(self._heads(out)))
 
-    def _on_reader(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def _on_reader(self, part: Part, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0][..., part.start : part.start + part.size]
         rows = self._sampled(wide(x).reshape(x.shape[0], -1, x.shape[-1]))
         ones = rows.new_ones(*rows.shape[:-1], 1)
         rows = torch.cat([rows, ones * self.scale], -1).flatten(0, 1)
-        self._add("augmented", rows.mT @ rows)
+        self._add(of_reader("augmented", part.reader), rows.mT @ rows)
 
-    def _on_output(self, module: nn.Module, args: Any, out: Tensor) -> None:
+    def _on_output(self, module: nn.Module, args: Any, out: Any) -> None:
+        out = out[0] if isinstance(out, tuple) else out
         tokens = out.numel() // out.shape[1 if out.dim() == 4 else -1]
         self.sums["energy"][0] += self.weight * float(wide(out).square().sum())
         self.sums["energy"][2] += self.weight * tokens

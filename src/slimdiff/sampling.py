@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
+from .classes import class_labels, takes_classes
 from .denoiser import denoiser
 from .errors import SlimdiffError
 
@@ -26,7 +28,7 @@ class Sampling:
     """How pictures are drawn. None leaves the choice to the pipeline.
 
     Prompt number i is drawn with seed ``seed + i`` from a CPU generator, so the same prompt gives
-    the same noise in any batch, process or device. Sizes are pixels.
+    the same noise in any batch, process or device. Sizes are pixels; ``num_frames`` is for videos.
     """
 
     steps: int = 20
@@ -36,12 +38,13 @@ class Sampling:
     width: int | None = None
     batch_size: int = 8
     seed: int = 0
+    num_frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise SlimdiffError(f"Guidance is {self.guidance}; expected a finite number.")
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch_size", "num_frames"):
+            if (getattr(self, name) or 0) < 1 and getattr(self, name) is not None:
                 raise SlimdiffError(f"{name} is {getattr(self, name)}; expected 1 or more.")
         if (self.height is None) != (self.width is None):
             raise SlimdiffError(
@@ -53,8 +56,10 @@ class Sampling:
         self, pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt]
     ) -> dict[str, Any]:
         """Keyword arguments of one pipeline call, those it takes."""
+        texts = [text for _, text in prompts]
         wanted: dict[str, Any] = {
-            "prompt": [text for _, text in prompts],
+            "prompt": texts,
+            "class_labels": class_labels(pipe, texts) if takes_classes(pipe) else None,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "negative_prompt": [self.negative_prompt] * len(prompts)
@@ -62,6 +67,7 @@ class Sampling:
             else None,
             "height": self.height,
             "width": self.width,
+            "num_frames": self.num_frames,
             "generator": [torch.Generator().manual_seed(self.seed + i) for i, _ in prompts],
         }
         accepted = inspect.signature(pipe.__call__).parameters  # pyright: ignore
@@ -81,19 +87,26 @@ def sample_latents(
     pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling
 ) -> Tensor:
     """Denoise one batch of prompts; returns the final latents without decoding them."""
-    with _quiet(pipe):
+    seen: list[Tensor] = []
+    with _quiet(pipe), _watch_decode(pipe, seen, skip=True):
         result = _run(pipe, sampling.arguments(pipe, prompts), "latent")
-    return result[0] if isinstance(result, tuple) else result.images
+    # Some pipelines decode whatever they are asked for.
+    return torch.cat(seen) if seen else result[0]
 
 
 def draw(
     pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """Draw one batch: pictures (B, 3, H, W) in [0, 1], and the latents decoded to them."""
+    """Draw one batch: pictures (B, 3, H, W) in [0, 1], and the latents decoded to them.
+
+    Of a video the picture is the middle frame; the latents are all of it.
+    """
     seen: list[Tensor] = []
     with _quiet(pipe), _watch_decode(pipe, seen):
         result = _run(pipe, sampling.arguments(pipe, prompts), "pt")
-    images = result[0] if isinstance(result, tuple) else result.images
+    images = result[0]
+    if images.dim() == 5:
+        images = images[:, images.shape[1] // 2]
     return images.float().cpu(), torch.cat(seen).float().cpu()
 
 
@@ -112,13 +125,16 @@ def _run(pipe: Any, arguments: dict[str, Any], output_type: str) -> Any:
 
 
 @contextmanager
-def _watch_decode(pipe: Any, seen: list[Tensor]) -> Iterator[None]:
-    """Collect what enters the autoencoder's decoder."""
+def _watch_decode(pipe: Any, seen: list[Tensor], *, skip: bool = False) -> Iterator[None]:
+    """Collect what enters the autoencoder's decoder; with ``skip`` it is not decoded."""
+    if getattr(pipe, "vae", None) is None:
+        yield
+        return
     vae, original = pipe.vae, pipe.vae.decode
 
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(z.detach())
-        return original(z, *args, **kwargs)
+        return DecoderOutput(z) if skip else original(z, *args, **kwargs)
 
     vae.decode = decode
     try:

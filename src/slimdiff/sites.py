@@ -9,14 +9,17 @@ writes on the residual stream:
 
 A *part* is the slab of one Linear that belongs to a site: output rows for what writes the inner
 width (query, key, value, up, gate), input columns for what reads it (output, down). Joint
-streams give several parts of one role; packed Linears give several parts of one Linear.
+streams give several parts of one role; packed Linears give several parts of one Linear. Sites that
+share a Linear are listed last slab first, so that cutting them in order moves no slab to come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from .errors import SlimdiffError
 
 Kind = Literal["qk", "vo", "ffn"]
 Role = Literal["query", "key", "value", "output", "up", "gate", "down"]
@@ -29,7 +32,8 @@ class Part:
     """A slab of one Linear: ``size`` rows (or columns, for readers) from ``start`` on.
 
     ``across`` is the other side of the slab: input features for rows, output features for
-    columns. ``bias`` tells whether the Linear has one.
+    columns. ``bias`` tells whether the Linear has one. Where several Linears read the same inner
+    width, each from a stream of its own, ``reader`` numbers them.
     """
 
     role: Role
@@ -38,6 +42,7 @@ class Part:
     size: int
     across: int
     bias: bool
+    reader: int = 0
 
     @property
     def reads(self) -> bool:
@@ -83,6 +88,29 @@ def reader_biases(sites: Iterable[Site]) -> int:
     """Bias parameters of the output and down projections: in the pool, but they never shrink."""
     found = {p.linear: p.across for s in sites for p in s.parts if p.reads and p.bias}
     return sum(found.values())
+
+
+def moment_mib(sites: Sequence[Site]) -> float:
+    """Memory of the float64 sums of all unlocked sites, MiB."""
+    total = 0
+    for site in sites:
+        if site.locked is None:
+            inner = site.heads * site.width
+            per_head = inner * site.width
+            readers = sum(part.reads for part in site.parts)
+            total += 3 * per_head if site.kind == "qk" else readers * (inner + 1) ** 2
+            total += per_head if site.kind == "vo" else 0
+    return total * 8 / 2**20
+
+
+def refuse_locked(sites: Sequence[Site]) -> None:
+    """Raise SlimdiffError, with the reasons, if no site may shrink."""
+    if all(site.locked is not None for site in sites):
+        reasons = "; ".join(dict.fromkeys(site.locked or "" for site in sites))
+        raise SlimdiffError(
+            f"Nothing can be cut: all {len(sites)} sites of this denoiser are locked ({reasons}). "
+            "Slim another model; what is supported is listed in docs/models.md."
+        )
 
 
 def pool_parameters(sites: Iterable[Site]) -> int:

@@ -4,7 +4,8 @@ Saved beside the pipeline as ``slim_maps.safetensors``, tensors named ``site/rol
 
 ====  ====================================================================================
 qk    ``query``, ``key``: (H, d, r)
-vo    ``value``: (H, d, r); ``output``: (Hr, Hd); ``bias``: (Hd,)
+vo    ``value``: (H, d, r); ``output``: (Hr, Hd); ``bias``: (Hd,); the second reader of a joint
+      attention: ``output.1`` and ``bias.1``
 ffn   ``kept``: channels that stay, (r,); ``down``: what the dropped ones hand to them,
       (r, F - r); ``bias``: of the dropped ones, (F - r,)
 ====  ====================================================================================

@@ -1,20 +1,23 @@
 """What calibration leaves behind: one folder that serves every budget.
 
 ``statistics.json`` says where the model came from and how it was sampled, and names the tensor
-files with their checksums; ``sums-*.safetensors`` holds the additive sums,
-``bases-*.safetensors`` the ordered bases and error curves that follow from them. The JSON is
-replaced last and atomically, so a folder is always one consistent state, also after a crash.
+files with their checksums; ``sums-*.safetensors`` hold the additive sums, one file a site and read
+only when asked for, since those of a large model exceed its weights; ``bases-*.safetensors`` the
+ordered bases and error curves that follow from them. The JSON is replaced last and atomically, so
+a folder is always one consistent state, also after a crash.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,7 +28,7 @@ from .recording import Sums, TokenSampling
 from .sampling import Sampling
 from .sites import Site
 
-__all__ = ["Gain", "Header", "Source", "Statistics", "merge", "refuse_foreign"]
+__all__ = ["Gain", "Header", "Source", "Statistics", "merge", "moved", "refuse_foreign"]
 
 FORMAT = 1
 _FILE = "statistics.json"
@@ -101,7 +104,7 @@ class Statistics:
     """
 
     header: Header
-    sums: Sums
+    sums: Mapping[str, Mapping[str, Tensor]]
     bases: Mapping[str, Basis] = field(default_factory=dict)
 
     @property
@@ -118,7 +121,8 @@ class Statistics:
             f"Statistics of {h.source.name} ({h.source.denoiser}, "
             f"{h.source.parameters / 1e6:.1f} M parameters, {h.source.dtype}): "
             f"{h.done} of {len(h.prompts)} prompts x {h.sampling.steps} steps, "
-            f"{sum(s.locked is None for s in h.sites)} sites, {state}"
+            f"{sum(s.locked is None for s in h.sites)} sites, {state}; took {h.seconds:.0f} s, "
+            f"peak memory {h.peak_mib:.0f} MiB"
         )
 
     def save(self, folder: str | Path) -> None:
@@ -126,22 +130,32 @@ class Statistics:
         folder = Path(folder)
         refuse_foreign(folder)
         stamp = f"{self.header.done:06d}-{self.header.method if self.bases else 'partial'}"
-        tensors = {f"sums-{stamp}.safetensors": _flatten(self.sums)}
+        files = self._sums_there(folder)
+        for i, (site, found) in enumerate(() if files else self.sums.items()):
+            name = f"sums-{stamp}_{i:04d}.safetensors"
+            files[name] = write_tensors(folder / name, _flatten({site: found}))
         if self.bases:
             flat = {n: {**b.tensors, "errors": b.errors} for n, b in self.bases.items()}
-            tensors[f"bases-{stamp}.safetensors"] = _flatten(flat)
-        files = {name: write_tensors(folder / name, value) for name, value in tensors.items()}
+            name = f"bases-{stamp}.safetensors"
+            files[name] = write_tensors(folder / name, _flatten(flat))
         write_json(folder / _FILE, asdict(replace(self.header, files=files)))
         for old in folder.iterdir():
             if _OWN.fullmatch(old.name) and old.name not in files:
                 old.unlink()
 
+    def _sums_there(self, folder: Path) -> dict[str, str]:
+        """Files of the sums that ``folder`` holds already, since they were opened there."""
+        if not isinstance(self.sums, _OnDisk) or not self.sums.lies_in(folder):
+            return {}
+        return {k: v for k, v in self.header.files.items() if k.startswith("sums")}
+
     @classmethod
     def load(cls, folder: str | Path) -> Statistics:
-        """Read a folder and check every file against its checksum."""
+        """Open a folder and check every file against its checksum; sums are read when used."""
         folder = Path(folder)
         header = _read_header(folder / _FILE)
-        tensors: dict[str, dict[str, dict[str, Tensor]]] = {"sums": {}, "bases": {}}
+        sums: dict[str, Path] = {}
+        found: dict[str, dict[str, Tensor]] = {}
         for name, digest in header.files.items():
             path = folder / Path(name).name
             if not path.is_file() or sha256(path) != digest:
@@ -149,23 +163,50 @@ class Statistics:
                     f"'{path}' is missing or does not match its checksum in {_FILE}; the "
                     "statistics are damaged. Run slimdiff calibrate again."
                 )
-            tensors[name.partition("-")[0]] = _unflatten(load_file(path))
+            if name.startswith("bases"):
+                found |= _unflatten(load_file(path))
+            else:
+                sums |= dict.fromkeys(_sites_in(path), path)
         bases = {
-            name: Basis({k: v for k, v in found.items() if k != "errors"}, found["errors"])
-            for name, found in tensors["bases"].items()
+            name: Basis({k: v for k, v in basis.items() if k != "errors"}, basis["errors"])
+            for name, basis in found.items()
         }
         free = {site.name for site in header.sites if site.locked is None}
-        if set(tensors["sums"]) != free or not set(bases) <= free:
+        if set(sums) != free or not set(bases) <= free:
             raise SlimdiffError(
                 f"The sums in '{folder}' do not belong to the sites in {_FILE}; statistics "
                 "are damaged. Run slimdiff calibrate again."
             )
-        return cls(header, tensors["sums"], bases)
+        return cls(header, _OnDisk(sums), bases)
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
         """Whether ``folder`` holds statistics."""
         return (Path(folder) / _FILE).is_file()
+
+
+class _OnDisk(Mapping[str, Mapping[str, Tensor]]):
+    """Site -> its sums, read from the site's file every time they are asked for."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = paths
+
+    def lies_in(self, folder: Path) -> bool:
+        return all(path.parent.resolve() == folder.resolve() for path in self._paths.values())
+
+    def __getitem__(self, site: str) -> Mapping[str, Tensor]:
+        return _unflatten(load_file(self._paths[site]))[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def moved(moments: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The sums of one site on ``device``."""
+    return {name: tensor.to(device) for name, tensor in moments.items()}
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -235,6 +276,11 @@ def _read_header(path: Path) -> Header:
         raise SlimdiffError(
             f"'{path}' is damaged at '{place}': {first['msg']}. Run slimdiff calibrate again."
         ) from None
+
+
+def _sites_in(path: Path) -> set[str]:
+    with safe_open(path, framework="pt") as file:
+        return {name.rpartition("/")[0] for name in file.keys()}
 
 
 def _flatten(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

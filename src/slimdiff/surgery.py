@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from .attention import fit_attention_
-from .decomposition import Maps
+from .attention import fit_attention_, is_attention, put_back_, width_settings
+from .decomposition import Maps, of_reader
 from .sites import Part, Site
 
 __all__ = [
@@ -76,15 +75,14 @@ def trial(model: nn.Module, site: Site, maps: Maps) -> Iterator[None]:
     names = dict.fromkeys(part.linear for part in site.parts)
     linears = {name: model.get_submodule(name) for name in names}
     module = model.get_submodule(site.module)
-    attention = (module.scale, module.processor) if isinstance(module, Attention) else None
+    settings = width_settings(module) if is_attention(module) else {}
     try:
         cut_site_(model, site, maps)
         yield
     finally:
         for name, linear in linears.items():
             _set_linear(model, name, linear)
-        if attention is not None:
-            module.scale, module.processor = attention  # pyright: ignore
+        put_back_(module, settings)
 
 
 def project_rows(matrix: Tensor, parts: Sequence[Part], maps: Maps) -> Tensor:
@@ -104,7 +102,8 @@ def project_columns(matrix: Tensor, part: Part, maps: Maps) -> tuple[Tensor, Ten
     """
     end = part.start + part.size
     slab = matrix[:, part.start : end]
-    transfer, row = maps[part.role].to(slab), maps["bias"].to(slab)
+    transfer = maps[of_reader(part.role, part.reader)].to(slab)
+    row = maps[of_reader("bias", part.reader)].to(slab)
     return torch.cat([matrix[:, : part.start], slab @ transfer.T, matrix[:, end:]], 1), slab @ row
 
 
@@ -158,5 +157,5 @@ def _set_linear(model: nn.Module, name: str, linear: nn.Module) -> None:
 
 def _fit(model: nn.Module, site: Site) -> None:
     module = model.get_submodule(site.module)
-    if isinstance(module, Attention):
+    if is_attention(module):
         fit_attention_(module, rescale=site.kind == "qk")

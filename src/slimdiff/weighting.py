@@ -7,11 +7,13 @@ stretch at a time, so that no step's full moments are ever kept together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from .decomposition import reader_moments
 from .denoiser import denoiser
 from .errors import SlimdiffError
 from .linalg import centre, cholesky, roots
@@ -21,7 +23,7 @@ from .sites import Site
 from .surgery import reader_weights
 from .timesteps import log_weights, nuclear_norm, sampler_weights, uniform_weights
 
-__all__ = ["WEIGHTS", "timestep_weighting"]
+__all__ = ["WEIGHTS", "nearest", "timestep_weighting"]
 
 WEIGHTS = ("uniform", "log", "sampler", "sis")
 _STRETCHES = 5
@@ -39,28 +41,47 @@ def timestep_weighting(
 ) -> Weighting:
     """The weights called ``name`` for this pipeline's scheduler; ``sis`` samples a few prompts.
 
-    Raises SlimdiffError for an unknown name.
+    Raises SlimdiffError for an unknown name, or a scheduler that does not tell its steps.
     """
-    scheduler, steps = pipe.scheduler, sampling.steps  # pyright: ignore
+    if name not in WEIGHTS:
+        raise SlimdiffError(
+            f"Unknown timestep weights '{name}'; expected one of {', '.join(WEIGHTS)}."
+        )
     if name == "uniform":
         return unweighted
-    if name == "log":
-        return _by_time(log_weights(scheduler, steps))
-    if name == "sampler":
-        return _by_time(sampler_weights(scheduler, steps))
-    if name == "sis":
-        return _by_site(_influence(pipe, sites, prompts[:_PROMPTS], sampling, tokens))
-    raise SlimdiffError(
-        f"Unknown timestep weights '{name}'; expected one of {', '.join(WEIGHTS)}."
-    )
+    scheduler, steps = pipe.scheduler, sampling.steps  # pyright: ignore
+    try:
+        if name == "log":
+            return _by_time(log_weights(scheduler, steps))
+        if name == "sampler":
+            return _by_time(sampler_weights(scheduler, steps))
+        times = tuple(uniform_weights(scheduler, steps))
+    except ValueError as error:
+        raise SlimdiffError(
+            f"Timestep weights '{name}' need the steps of {type(scheduler).__name__} before it "
+            f"runs, which it does not tell ({error}). Use --timestep-weights uniform."
+        ) from error
+    return _by_site(_influence(pipe, sites, prompts[:_PROMPTS], sampling, tokens, times))
 
 
 def _by_time(weights: Mapping[float, float]) -> Weighting:
-    return lambda site, timestep: weights.get(timestep, 1.0)
+    return lambda site, timestep: weights[nearest(weights, timestep)]
 
 
 def _by_site(weights: Mapping[str, Mapping[float, float]]) -> Weighting:
-    return lambda site, timestep: weights[site].get(timestep, 1.0)
+    return lambda site, timestep: weights[site][nearest(weights[site], timestep)]
+
+
+def nearest(times: Iterable[float], timestep: float) -> float:
+    """The scheduler's step that the denoiser knows as ``timestep``.
+
+    Some denoisers are told thousandths, or the step rounded to half precision.
+    """
+    known = set(times)
+    if timestep in known:
+        return timestep
+    told = 1000 * timestep if timestep <= 1 else timestep
+    return min(known, key=lambda time: abs(time - told))
 
 
 def _influence(
@@ -69,15 +90,15 @@ def _influence(
     prompts: Sequence[IndexedPrompt],
     sampling: Sampling,
     tokens: TokenSampling,
+    times: Sequence[float],
 ) -> dict[str, dict[float, float]]:
-    """Site -> timestep -> spectral influence, mean 1 over the steps."""
-    times = list(uniform_weights(pipe.scheduler, sampling.steps))  # pyright: ignore
+    """Site -> timestep -> spectral influence, mean 1 over the steps ``times``."""
     count = min(_STRETCHES, len(times))
     found: dict[str, dict[float, float]] = {s.name: {} for s in sites if s.locked is None}
     for k in range(count):
         stretch = times[k * len(times) // count : (k + 1) * len(times) // count]
         for site, value in _stretch_influence(
-            pipe, sites, prompts, sampling, tokens, frozenset(stretch)
+            pipe, sites, prompts, sampling, tokens, times, frozenset(stretch)
         ).items():
             found[site] |= dict.fromkeys(stretch, value)
     for weights in found.values():
@@ -93,6 +114,7 @@ def _stretch_influence(
     prompts: Sequence[IndexedPrompt],
     sampling: Sampling,
     tokens: TokenSampling,
+    times: Sequence[float],
     stretch: frozenset[float],
 ) -> dict[str, float]:
     """Nuclear norm of each site's whitened weights under the moments of these steps alone."""
@@ -100,7 +122,7 @@ def _stretch_influence(
     sums = empty_sums(sites, model.device)
 
     def inside(site: str, timestep: float) -> float:
-        return float(timestep in stretch)
+        return float(nearest(times, timestep) in stretch)
 
     with recording(model, sites, sums, tokens=tokens, weights=inside):
         for batch in batches(prompts, sampling.batch_size):
@@ -114,6 +136,6 @@ def _nuclear(site: Site, sums: Mapping[str, Tensor], readers: Tensor) -> float:
         query, _ = roots(sums["query"], _FLOOR)
         key, _ = roots(sums["key"], _FLOOR)
         return nuclear_norm(query, key) ** 0.5
-    _, c = centre(sums["augmented"])
+    _, c = centre(torch.stack(reader_moments(sums)).sum(0))
     # L^T W has the singular values of C^{1/2} W when C = L L^T.
     return nuclear_norm(cholesky(c, 0.0).mT, readers.flatten(0, 1).to(c))

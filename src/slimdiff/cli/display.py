@@ -48,6 +48,11 @@ def site_table(sites: list[Site]) -> None:
         f"{pool_parameters(sites):,} slimmable parameters",
         soft_wrap=True,
     )
+    for reason in dict.fromkeys(s.locked for s in sites if s.locked):
+        held = [s for s in sites if s.locked == reason]
+        total = sum(s.parameters() for s in held)
+        line = f"{len(held)} locked, {total:,} parameters: {reason}"
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def plan_table(plan: Plan) -> None:

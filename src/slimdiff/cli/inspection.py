@@ -9,6 +9,7 @@ import click
 
 from .. import families
 from ..allocation import Grid, least_parameters
+from ..classes import suited_pool
 from ..cost import multiply_adds
 from ..denoiser import denoiser
 from ..estimate import estimate
@@ -45,7 +46,8 @@ def inspect(
     network = denoiser(pipe)
     sites = families.find(network).sites(network)
     site_table(sites)
-    guess = estimate(pipe, "a picture", num_prompts, sampling_from(model, drawing, {}), 1024)
+    (example, *_) = suited_pool(pipe, ["a picture"])
+    guess = estimate(pipe, example, num_prompts, sampling_from(model, drawing, {}), 1024)
     total, pool = network.num_parameters(), pool_parameters(sites)
     macs = multiply_adds(network, guess.call)
     # Multiply-adds are linear in the widths, so halving every width removes half of the share.

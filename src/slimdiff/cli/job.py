@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..classes import suited_pool
 from ..errors import SlimdiffError
 from ..estimate import estimate
 from ..files import new_folder, refuse_existing
@@ -80,9 +81,11 @@ def slim(
     refuse_existing(output, force)
     pool = pool_of(model, prompts)
     held_out = read_prompts(eval_prompts) if eval_prompts else None
-    calibration, _ = split(pool, num_prompts, held_out)
+    split(pool, num_prompts, held_out)  # refuses before the model is read
     sampling = sampling_from(model, drawing, {})
     pipe = opening.open(model)
+    pool = pool if prompts else suited_pool(pipe, pool)
+    calibration, _ = split(pool, num_prompts, held_out)
     grid = (budgeting.multiple, budgeting.only, budgeting.skip)
     refuse_unreachable(pipe, budget, *grid)
     if dry_run:

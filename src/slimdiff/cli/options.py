@@ -135,6 +135,7 @@ def sampling_options(command: Command) -> Command:
         click.option("--negative-prompt", help="What the pictures should not show."),
         click.option("--height", type=click.IntRange(8), help="Height in pixels."),
         click.option("--width", type=click.IntRange(8), help="Width in pixels."),
+        click.option("--num-frames", type=click.IntRange(1), help="Frames of a video."),
         click.option("--batch-size", type=click.IntRange(1), help="Prompts a batch. Default: 8."),
         click.option(
             "--seed", type=click.IntRange(0, 2**62), help="Seed of the first prompt. Default: 0."

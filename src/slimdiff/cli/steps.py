@@ -10,6 +10,7 @@ import click
 
 from ..allocation import allocate
 from ..calibration import calibrate as run_calibrate
+from ..classes import suited_pool
 from ..compression import compress_, plan_of
 from ..denoiser import denoiser
 from ..errors import SlimdiffError
@@ -75,9 +76,11 @@ def calibrate(
     unfinished = not force and Statistics.exists(output) and not Statistics.load(output).complete
     refuse_existing(output, force or unfinished)
     held_out = read_prompts(eval_prompts) if eval_prompts else None
-    chosen, _ = split(pool_of(model, prompts), num_prompts, held_out)
+    pool = pool_of(model, prompts)
+    split(pool, num_prompts, held_out)  # refuses before the model is read
     sampling = sampling_from(model, drawing, {})
     pipe = opening.open(model)
+    chosen, _ = split(pool if prompts else suited_pool(pipe, pool), num_prompts, held_out)
     if dry_run:
         say("Dry run; nothing is written.")
         click.echo(estimate(pipe, chosen[0], len(chosen), sampling, 1024))
@@ -176,9 +179,11 @@ def compare(
     provenance = Plan.load(slim / PLAN_FILE).calibration
     held_out = read_prompts(eval_prompts) if eval_prompts else None
     pool = [] if held_out and not prompts else pool_of(dense, prompts)
-    _, chosen = split(pool, 1, held_out)
+    split(pool, 1, held_out)  # refuses before the model is read
     sampling = sampling_from(dense, drawing, dict(provenance.get("sampling", {})))
     dense_pipe = opening.open(dense, provenance.get("dtype"))
+    pool = pool if prompts or not pool else suited_pool(dense_pipe, pool)
+    _, chosen = split(pool, 1, held_out)
     slim_pipe = load(slim, device=dense_pipe.device, dtype=denoiser(dense_pipe).dtype)
     report = run_compare(dense_pipe, slim_pipe, chosen, sampling=sampling)
     with new_folder(output, force=force) as work:

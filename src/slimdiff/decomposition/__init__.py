@@ -13,9 +13,19 @@ Applying the maps is :mod:`slimdiff.surgery`'s work.
 from __future__ import annotations
 
 from . import ffn, paper, qk, vo
-from .basis import Basis, Maps, Method, Moments
+from .basis import Basis, Maps, Method, Moments, of_reader, reader_moments
 
-__all__ = ["EXACT", "METHODS", "PAPER", "Basis", "Maps", "Method", "Moments"]
+__all__ = [
+    "EXACT",
+    "METHODS",
+    "PAPER",
+    "Basis",
+    "Maps",
+    "Method",
+    "Moments",
+    "of_reader",
+    "reader_moments",
+]
 
 EXACT: dict[str, Method] = {
     "qk": Method(qk.decompose, qk.maps),

@@ -8,11 +8,26 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Moments = Mapping[str, Tensor]
-"""Additive sums of one site: ``query``/``key`` (H, d, d) for qk; ``augmented`` (n+1, n+1) else."""
+"""Additive sums of one site: ``query``/``key`` (H, d, d) for qk; ``augmented`` (n+1, n+1) else,
+one for each reader of a joint attention (:func:`of_reader`)."""
 
 Maps = Mapping[str, Tensor]
 """Maps by role. Writers: (H, d, r), or (r,) channel indices. Readers: ``T`` (Hr, Hd) as
-``output``/``down`` and the bias row ``t`` (Hd,) as ``bias``: ``W' = T W``, ``b' = b + t W``."""
+``output``/``down`` and the bias row ``t`` (Hd,) as ``bias``: ``W' = T W``, ``b' = b + t W``. A
+second reader has a pair of its own, ``output.1`` and ``bias.1``."""
+
+
+def of_reader(name: str, index: int) -> str:
+    """The key under which reader number ``index`` keeps what the first one keeps as ``name``."""
+    return f"{name}.{index}" if index else name
+
+
+def reader_moments(moments: Moments) -> list[Tensor]:
+    """The ``augmented`` sums of all readers, in their order."""
+    found: list[Tensor] = []
+    while (name := of_reader("augmented", len(found))) in moments:
+        found.append(moments[name])
+    return found
 
 
 @dataclass(frozen=True)

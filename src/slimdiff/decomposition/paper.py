@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..linalg import cholesky, damped, roots
 from . import qk
-from .basis import Basis, Maps, Moments
+from .basis import Basis, Maps, Moments, of_reader, reader_moments
 from .refit import DAMPING, prefix_errors
 
 __all__ = [
@@ -57,13 +57,16 @@ def vo_decompose(moments: Moments, readers: Tensor) -> Basis:
 
 
 def vo_maps(basis: Basis, moments: Moments, width: int) -> Maps:
-    """``value``, (H, d, r); ``output``, block-diagonal, (Hr, Hd); no change of the bias."""
+    """``value``, (H, d, r); ``output``, block-diagonal, (Hr, Hd); no change of the bias.
+
+    Several readers get the same map.
+    """
     output = torch.block_diag(*basis.tensors["output"][:, :width])
-    return {
-        "value": basis.tensors["value"][..., :width].clone(),
-        "output": output,
-        "bias": output.new_zeros(output.shape[1]),
-    }
+    found = {"value": basis.tensors["value"][..., :width].clone()}
+    for i, _ in enumerate(reader_moments(moments)):
+        found[of_reader("output", i)] = output
+        found[of_reader("bias", i)] = output.new_zeros(output.shape[1])
+    return found
 
 
 def ffn_decompose(moments: Moments, readers: Tensor) -> Basis:

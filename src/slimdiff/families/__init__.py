@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from ..errors import SlimdiffError
 from ..sites import Site
 
-__all__ = ["Family", "families", "find", "register"]
+__all__ = ["Family", "Tiny", "families", "find", "register"]
+
+Tiny = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
 class Family:
     """A kind of denoiser: its class names, its sites, and a tiny one to test with.
 
-    ``tiny`` returns a randomly initialised small model and the keyword arguments of one call.
+    ``tiny`` returns a randomly initialised small model and the keyword arguments of one call;
+    ``variants`` do so for configurations of the same classes whose sites differ, by name.
     """
 
     name: str
     classes: tuple[str, ...]
     sites: Callable[[nn.Module], list[Site]]
-    tiny: Callable[[], tuple[nn.Module, dict[str, Tensor]]]
+    tiny: Tiny
+    variants: Mapping[str, Tiny] = field(default_factory=dict)
 
 
 _FAMILIES: dict[str, Family] = {}

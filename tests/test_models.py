@@ -1,0 +1,114 @@
+"""The whole job from the command line on a tiny pipeline of every family."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from test_cli import refused, run
+from tiny_models import PIPELINES, SIZES, build
+
+import slimdiff
+from slimdiff.denoiser import denoiser
+from slimdiff.sampling import Sampling, draw
+
+SMALL = ["--steps", "2", "--batch-size", "2", "--guidance", "3", "--device", "cpu"]
+QK_LOCKED = {"sd3.5", "flux", "wan"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with prompts, where pipelines are saved as they are asked for."""
+    root = tmp_path_factory.mktemp("models")
+    (root / "prompts.txt").write_text("thing 1\nthing 2\n")
+    (root / "others.txt").write_text("thing 3\nobject 4\n")
+    return root
+
+
+def saved(place, name):
+    folder = place / name
+    if not folder.exists():
+        build(name).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_slim_does_the_whole_job_on(name, place):
+    saved(place, name)
+    made = run(
+        "slim", name, "-o", f"{name}-slim", "--pool", "0.6", "--multiple", "2",
+        "--prompts", "prompts.txt", "--eval-prompts", "others.txt", "--num-prompts", "2",
+        *SMALL, *SIZES.get(name, []), cwd=place,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    report = json.loads((place / f"{name}-slim/report/report.json").read_text())
+    assert report["pool"]["kept"] <= 0.6
+    assert report["params"]["slim"] < report["params"]["dense"]
+    assert 0 < report["macs"]["slim"] < report["macs"]["dense"]
+    assert 0 < report["fidelity"]["noise_rel_mse"] < 1
+    assert 0 < report["fidelity"]["latent_rel_mse"]
+    assert (place / f"{name}-slim/report/before_after.png").stat().st_size > 1000
+    widths = json.loads((place / f"{name}-slim/slimdiff_plan.json").read_text())["widths"]
+    kinds = {site.rpartition(".")[2] for site in widths}
+    assert kinds == ({"vo", "ffn"} if name in QK_LOCKED else {"qk", "vo", "ffn"})
+
+    slim = slimdiff.load(place / f"{name}-slim")
+    assert denoiser(slim).num_parameters() == report["params"]["slim"]
+    sizes = dict(zip(SIZES.get(name, [])[::2], map(int, SIZES.get(name, [])[1::2]), strict=True))
+    options = {option.strip("-").replace("-", "_"): value for option, value in sizes.items()}
+    images, _ = draw(slim, [(0, "thing 1")], Sampling(steps=2, guidance=3.0, **options))
+    assert images.shape[:2] == (1, 3)
+    assert bool(torch.isfinite(images).all())
+
+
+def test_without_prompts_a_class_pipeline_calibrates_on_its_classes(place):
+    saved(place, "dit")
+    made = run("calibrate", "dit", "-o", "classes", "--num-prompts", "3", *SMALL, cwd=place)
+    assert made.returncode == 0, made.stderr
+    header = json.loads((place / "classes/statistics.json").read_text())
+    texts = [text for _, text in header["prompts"]]
+    assert len(set(texts)) == 3
+    assert all(0 <= int(text) < 1000 for text in texts)
+
+
+def test_what_names_no_class_is_refused(place):
+    saved(place, "dit")
+    for text in ("a cat", "1000"):
+        (place / "text.txt").write_text(f"{text}\n3\n")
+        files = ["--prompts", "text.txt", "--eval-prompts", "others.txt"]
+        refused(
+            run("calibrate", "dit", "-o", "no", *files, *SMALL, cwd=place),
+            f"'{text}' is no class of this DiTPipeline; expected a number from 0 to 999",
+            "Give --prompts such a file",
+        )
+
+
+def test_the_slim_pipeline_still_knows_its_class_names(place):
+    dense = build("dit")
+    slim = slimdiff.recipe.copy_pipeline(dense)
+    slim.save_pretrained(place / "again")
+    again = type(dense).from_pretrained(place / "again")
+    assert again.labels == dense.labels != {}
+
+
+def test_inspect_says_what_is_locked_and_how_far_a_model_can_be_cut(place):
+    saved(place, "flux")
+    shown = run("inspect", "flux", *SMALL, *SIZES["flux"], cwd=place)
+    assert shown.returncode == 0, shown.stderr
+    assert "normalised after their projection" in " ".join(shown.stdout.split())
+    assert "least reachable" in shown.stdout
+
+
+@pytest.mark.parametrize(("name", "steps"), [("flux", "log"), ("wan", "sampler")])
+def test_timestep_weights_follow_a_flow_matching_scheduler_or_are_refused(name, steps, place):
+    saved(place, name)
+    result = run(
+        "calibrate", name, "-o", f"{name}-{steps}", "--timestep-weights", steps,
+        "--prompts", "prompts.txt", "--eval-prompts", "others.txt",
+        *SMALL, *SIZES[name], cwd=place,
+    )  # fmt: skip
+    if name == "wan":
+        assert result.returncode == 0, result.stderr
+    else:
+        refused(result, "need the steps of FlowMatchEuler", "Use --timestep-weights uniform")
