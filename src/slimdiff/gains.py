@@ -13,7 +13,7 @@ al., SlimDiff, 2025, arXiv 2509.21498).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,15 @@ from .sampling import IndexedPrompt, Sampling, sample_latents
 from .statistics import Gain, Header
 from .surgery import trial
 
-__all__ = ["Call", "capture_calls", "gain_calls", "measure_gains", "output_error"]
+__all__ = [
+    "Call",
+    "capture_calls",
+    "gain_calls",
+    "gain_prompts",
+    "measure_gains",
+    "one_call",
+    "output_error",
+]
 
 _STEPS = 4
 _PROMPTS = 4
@@ -49,9 +57,10 @@ def measure_gains(
     sums: Sums,
     bases: Mapping[str, Basis],
     method: Mapping[str, Method],
+    calls: Sequence[Call],
 ) -> dict[str, Gain]:
     """One gain for every unlocked site, at half its width; costs one pass of the calls a site."""
-    model, calls = denoiser(pipe), gain_calls(pipe, header)
+    model = denoiser(pipe)
     free = [site for site in header.sites if site.locked is None]
     gains: dict[str, Gain] = {}
     for site in tqdm(free, desc="gains", unit="site", disable=None):
@@ -63,7 +72,13 @@ def measure_gains(
 
 
 def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
-    """Dense calls to measure gains on, from prompts that the sums have not seen if there are any.
+    """Dense calls to measure gains on, at a few timesteps of one batch of ``gain_prompts``."""
+    steps = min(_STEPS, header.sampling.steps)
+    return capture_calls(pipe, gain_prompts(header), header.sampling, steps)
+
+
+def gain_prompts(header: Header) -> Sequence[IndexedPrompt]:
+    """Prompts that the sums have not seen, if there are any.
 
     So many that one pass a site evaluates the denoiser at most as often as calibration did.
     """
@@ -71,7 +86,15 @@ def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
     steps = min(_STEPS, header.sampling.steps)
     share = len(header.prompts) * header.sampling.steps // (max(1, sites) * steps)
     prompts = header.gain_prompts or header.prompts
-    return capture_calls(pipe, prompts[: max(1, min(_PROMPTS, share))], header.sampling, steps)
+    return prompts[: max(1, min(_PROMPTS, share))]
+
+
+def one_call(
+    pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling
+) -> Call:
+    """One denoiser call for a batch of ``prompts``, taken from a run of two steps at most."""
+    brief = replace(sampling, steps=min(2, sampling.steps))
+    return capture_calls(pipe, prompts[: sampling.batch_size], brief, 1)[0]
 
 
 def capture_calls(
