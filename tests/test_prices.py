@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers import tiny_unet
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimdiff import families
@@ -17,6 +17,7 @@ from slimdiff.prices import price_lists
 from slimdiff.surgery import reshape_
 
 
+@settings(max_examples=4)
 @given(st.data())
 def test_a_unets_prices_are_what_it_costs_at_any_tied_widths(data):
     model, inputs = tiny_unet()

@@ -135,21 +135,26 @@ def decide(
 
 
 def refuse_unreachable(
-    pipe: DiffusionPipeline, budget: Budget, sampling: Sampling, **options: Any
+    pipe: DiffusionPipeline,
+    budget: Budget,
+    sampling: Sampling,
+    *,
+    clock: Clock | None = None,
+    **options: Any,
 ) -> Clock | None:
     """Raise SlimdiffError if the denoiser is unknown or cannot be cut to ``budget``.
 
-    ``options`` are those of :func:`slimdiff.allocate`. Where time counts it is measured; returns
-    the clock then.
+    ``options`` are those of :func:`slimdiff.allocate`. Where time counts it is measured, if
+    ``clock`` has not yet; returns the clock.
     """
     model = denoiser(pipe)
     refuse_slim(model)
     sites, grid = families.find(model).sites(model), grid_for(budget, **options)
-    macs, clock = None, None
+    macs = None
     if budget.macs is not None:
         macs = mac_prices(model, sites, timed_call(pipe, sampling), sampling.batch_size)
     if budget.latency is not None:
-        clock = start_clock(pipe, sampling, grid)
+        clock = clock or start_clock(pipe, sampling, grid)
     table = None if clock is None else clock.table
     dtype = str(model.dtype).removeprefix("torch.")
     prices = price_lists(model.num_parameters(), sites, dtype, macs, table)

@@ -92,9 +92,12 @@ class Budgeting:
 
     def budget(self, default_pool: str | None = None) -> Budget:
         """What was asked, or ``default_pool`` if nothing was."""
+        return Budget(**self.asked() or {"pool": default_pool})
+
+    def asked(self) -> dict[str, str]:
+        """The amounts that were given, by name."""
         names = ("params", "pool", "macs", "bytes", "latency")
-        asked = {name: getattr(self, name) for name in names}
-        return Budget(**asked if any(asked.values()) else {"pool": default_pool})
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def allocation(self) -> dict[str, Any]:
         """Keyword arguments of :func:`slimdiff.allocate`."""
