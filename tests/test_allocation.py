@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdiff import Budget, Plan, SlimdiffError, allocate, merge
-from slimdiff.allocation import Grid, check_budget, least_parameters, predicted_error, tied
+from slimdiff.allocation import check_budget, least, predicted_error, prices_of
 from slimdiff.families.blocks import shared_block_sites
+from slimdiff.grid import Grid, tied
 from slimdiff.policies import POLICIES
 from slimdiff.sites import pool_parameters
 from slimdiff.surgery import reshape_
@@ -21,6 +22,13 @@ STATS = statistics()
 SITES = STATS.header.sites
 WHOLE = STATS.header.source.parameters
 POOL = pool_parameters(SITES)
+
+
+PRICES = prices_of(STATS)
+
+
+def least_parameters(grid: Grid) -> int:
+    return int(least(PRICES["params"], SITES, grid))
 
 
 def size_after(widths: dict[str, int]) -> int:
@@ -37,10 +45,10 @@ def size_after(widths: dict[str, int]) -> int:
 )
 def test_a_plan_keeps_what_it_says_on_the_grid_and_never_more_than_asked(share, multiple, policy):
     budget = Budget(pool=share)
-    if least_parameters(WHOLE, SITES, Grid(multiple)) > budget.ceiling(WHOLE, SITES):
+    if least(PRICES["pool"], SITES, Grid(multiple)) > budget.ceilings(PRICES)["pool"]:
         return
     plan = allocate(STATS, budget, policy=policy, multiple=multiple)
-    assert size_after(plan.widths) == WHOLE - plan.removed <= budget.ceiling(WHOLE, SITES)
+    assert size_after(plan.widths) == WHOLE - plan.removed
     assert plan.pool_kept == pytest.approx(1 - (WHOLE - size_after(plan.widths)) / POOL)
     assert plan.pool_kept <= share + 1e-12
     for site in SITES:
@@ -77,7 +85,7 @@ def test_tied_groups_are_the_unlocked_sites_of_one_module_and_one_width():
 )
 def test_patterns_choose_what_moves(only, skip, moves):
     grid = Grid(8, tuple(only), tuple(skip))
-    least = Budget(params=least_parameters(WHOLE, SITES, grid))
+    least = Budget(params=least_parameters(grid))
     plan = allocate(STATS, least, only=only, skip=skip)
     for site in SITES:
         assert plan.widths[site.name] == (8 if moves(site) else site.width)
@@ -94,20 +102,20 @@ def test_widths_run_over_the_grid_up_to_the_whole():
 @pytest.mark.parametrize("skip", [(), ("*.ffn",)])
 def test_a_budget_out_of_reach_is_refused_with_the_least_figure_that_works(skip):
     grid = Grid(8, skip=skip)
-    least = least_parameters(WHOLE, SITES, grid)
+    least = least_parameters(grid)
     narrowest = {
         s.name: s.width if any(s.name.endswith(p[1:]) for p in skip) else 8 for s in SITES
     }
     assert least == size_after(narrowest)
     with pytest.raises(SlimdiffError) as refused:
-        check_budget(WHOLE, SITES, Budget(params=least - 1), grid)
+        check_budget(PRICES, SITES, Budget(params=least - 1), grid)
     text = str(refused.value)
     assert f"leaves {least - 1:,} of {WHOLE:,}" in text
     assert f"at least {least:,} stay" in text
     share, pool = re.search(r"params=(\S+), pool=(\S+)\) ", text).groups()
     assert float(share) == pytest.approx(least / WHOLE, abs=1e-4)
     assert float(pool) == pytest.approx(1 - (WHOLE - least) / POOL, abs=1e-4)
-    check_budget(WHOLE, SITES, Budget(params=least), grid)
+    check_budget(PRICES, SITES, Budget(params=least), grid)
 
 
 def test_predicted_error_is_the_gain_on_the_curve():

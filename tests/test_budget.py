@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from slimdiff import Budget, SlimdiffError
 from slimdiff.families.blocks import shared_block_sites
+from slimdiff.prices import Linear, price_lists
 from slimdiff.sites import pool_parameters
 
 SITES = shared_block_sites(tiny_unet()[0])
@@ -20,8 +21,12 @@ wholes = st.integers(POOL, 10**10)
 shares = st.floats(0.001, 1.0)
 
 
-def kept(whole: int, **amounts) -> int:
-    return Budget(**amounts).ceiling(whole, SITES)
+def kept(whole: int, sites=SITES, **amounts) -> int:
+    """Whole parameters that a denoiser of ``whole`` may keep."""
+    ceilings = Budget(**amounts).ceilings(price_lists(whole, sites, "float32"))
+    if "pool" in ceilings:
+        ceilings["pool"] += whole - POOL
+    return math.floor(min(ceilings.values()))
 
 
 @given(wholes, shares)
@@ -34,7 +39,7 @@ def test_a_share_keeps_that_share_and_never_more(whole, share):
 
 @pytest.mark.parametrize(("share", "expected"), [(0.29, 29), (0.9, 90), (1, 100), ("100%", 100)])
 def test_shares_are_not_rounded_down_past_a_whole_number(share, expected):
-    assert Budget(params=share).ceiling(100, []) == expected
+    assert kept(100, [], params=share) == expected
 
 
 @given(
@@ -84,7 +89,7 @@ def test_given_together_both_ceilings_hold(whole, params, pool):
 
 
 @pytest.mark.parametrize("text", ["", "x", "--5M", "5 parsecs", "1,5M", "0.9.1", "M", "1e-", "½"])
-@pytest.mark.parametrize("name", ["params", "pool"])
+@pytest.mark.parametrize("name", ["params", "pool", "macs", "bytes", "latency"])
 def test_what_is_no_amount_is_refused_by_name(name, text):
     with pytest.raises(SlimdiffError, match=f"Budget {name}=.*is not an amount.*like 0.9 or 90%"):
         Budget(**{name: text})
@@ -106,3 +111,36 @@ def test_an_empty_budget_is_refused():
 def test_a_budget_prints_what_was_asked():
     assert str(Budget(params="-100M", pool=0.6)) == "params=-100M, pool=0.6"
     assert str(Budget(pool="60%")) == "pool=60%"
+
+
+def test_each_amount_is_of_its_own_unit():
+    macs, latency = Linear(5e9, {}), Linear(0.2, {})
+    prices = price_lists(1000, [], "bfloat16", macs, latency)
+    budget = Budget(params=0.5, macs="2G", bytes="1.5KB", latency=0.75)
+    found = budget.ceilings(prices)
+    assert found["params"] == pytest.approx(500)
+    assert found["macs"] == 2e9
+    assert found["bytes"] == 1500
+    assert found["latency"] == pytest.approx(0.15)
+    assert Budget(bytes=0.5).ceilings(prices)["bytes"] == pytest.approx(1000)
+    assert Budget(bytes="1KiB").ceilings(prices)["bytes"] == 1024
+    assert Budget(latency="-25%").ceilings(prices)["latency"] == pytest.approx(0.15)
+
+
+def test_units_of_bytes_are_for_bytes_only():
+    with pytest.raises(SlimdiffError, match="Budget params='5MiB' is not an amount"):
+        Budget(params="5MiB")
+
+
+@pytest.mark.parametrize("amount", [2, "120", -1, "1.5", "-3"])
+def test_latency_is_a_share_only(amount):
+    with pytest.raises(SlimdiffError, match="latency=.*expected a share.*reduction like -25%"):
+        Budget(latency=amount)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("macs", "Run slimdiff calibrate"), ("latency", "measure_latency")]
+)
+def test_what_has_no_prices_cannot_be_planned(name, remedy):
+    with pytest.raises(SlimdiffError, match=f"{name}=0.5 cannot be planned: .*{remedy}"):
+        Budget(**{name: 0.5}).ceilings(price_lists(1000, [], "float32"))

@@ -10,8 +10,10 @@ from .budget import Budget
 from .calibration import calibrate, finish
 from .compression import compress_
 from .errors import SlimdiffError
+from .latency import LatencyTable
 from .loading import register as _register_loader
 from .plan import Plan
+from .profiling import measure_latency
 from .recipe import slim
 from .report import Report, compare
 from .sampling import Sampling
@@ -20,6 +22,7 @@ from .store import load, save
 
 __all__ = [
     "Budget",
+    "LatencyTable",
     "Plan",
     "Report",
     "Sampling",
@@ -31,6 +34,7 @@ __all__ = [
     "compress_",
     "finish",
     "load",
+    "measure_latency",
     "merge",
     "save",
     "slim",

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 
 from .budget import Budget
 from .errors import SlimdiffError
+from .grid import Grid, tied
+from .latency import LatencyTable
 from .plan import Plan
 from .policies import POLICIES, Group, Option
 from .policies.ara import stream_share
+from .prices import PriceList, fixed, price_lists
 from .sites import Site, pool_parameters, refuse_locked
 from .statistics import Statistics
 
 __all__ = [
-    "Grid",
     "allocate",
     "check_budget",
-    "least_parameters",
+    "grid_for",
+    "kept_shares",
+    "least",
     "predicted_error",
+    "prices_of",
     "reprice",
-    "tied",
 ]
 
 DEFAULT_POLICY = "measured"
@@ -31,6 +36,7 @@ def allocate(
     stats: Statistics,
     budget: Budget,
     *,
+    latency: LatencyTable | None = None,
     policy: str = DEFAULT_POLICY,
     multiple: int = 8,
     only: Sequence[str] = (),
@@ -38,10 +44,10 @@ def allocate(
 ) -> Plan:
     """Choose a width for every site such that the denoiser keeps at most ``budget``.
 
-    ``policy``: ``measured`` minimises the predicted output error, ``ara`` the spectral one,
-    ``uniform`` keeps one common share. Widths are multiples of ``multiple`` (or whole), query-key
-    and value-output widths of an attention are equal. Sites that match no pattern of ``only``, or
-    one of ``skip``, stay whole.
+    ``latency`` are the times that a latency budget is planned with. ``policy``: ``measured``
+    minimises the predicted output error, ``ara`` the spectral one, ``uniform`` keeps one common
+    share. Widths are multiples of ``multiple`` (or whole), query-key and value-output widths of an
+    attention are equal. Sites that match no pattern of ``only``, or one of ``skip``, stay whole.
 
     Raises SlimdiffError for an unknown policy, statistics without gains, or a budget out of reach.
     """
@@ -54,24 +60,29 @@ def allocate(
             f"{header.done} of {len(header.prompts)} prompts summed, {len(header.gains)} gains. "
             "Run slimdiff calibrate with the same settings to finish them."
         )
-    parameters, sites = header.source.parameters, header.sites
-    grid = Grid(multiple, tuple(only), tuple(skip))
-    check_budget(parameters, sites, budget, grid)
-    error = ERRORS[policy]
+    sites, prices = header.sites, prices_of(stats, latency)
+    grid = grid_for(budget, multiple=multiple, only=only, skip=skip)
+    check_budget(prices, sites, budget, grid)
+    ceilings, error = budget.ceilings(prices), ERRORS[policy]
+    units = [prices[name] for name in ceilings]
+    together = tied(sites)
     groups = [
-        Group(name, tuple(_option(stats, members, ws, error) for ws in grid.widths(members)))
-        for name, members in tied(sites)
+        Group(
+            name, tuple(_option(stats, members, ws, units, error) for ws in grid.widths(members))
+        )
+        for name, members in together
     ]
-    kept = parameters - sum(site.parameters() for site in sites if site.locked is None)
-    chosen = POLICIES[policy](groups, budget.ceiling(parameters, sites) - kept)
-    found = {name: width for option in chosen for name, width in option.widths.items()}
+    every = [members for _, members in together]
+    room = [most - fixed(prices[name], every) for name, most in ceilings.items()]
+    chosen = POLICIES[policy](groups, tuple(room))
+    widths = {name: width for option in chosen for name, width in option.widths.items()}
     free = [site for site in sites if site.locked is None]
     return Plan(
-        widths={site.name: found[site.name] for site in free},
+        widths={site.name: widths[site.name] for site in free},
         full={site.name: site.width for site in free},
         per_unit={site.name: site.parameters(1) for site in free},
-        predicted={s.name: predicted_error(stats, s.name, found[s.name]) for s in free},
-        parameters=parameters,
+        predicted={s.name: predicted_error(stats, s.name, widths[s.name]) for s in free},
+        parameters=header.source.parameters,
         pool=pool_parameters(sites),
         budget=asdict(budget),
         policy=policy,
@@ -79,48 +90,48 @@ def allocate(
         method=header.method,
         denoiser=header.source.denoiser,
         model_hash=header.source.hash,
+        kept=kept_shares(prices, sites, widths),
         calibration=_provenance(stats),
     )
 
 
-class Grid:
-    """The widths that sites may take."""
-
-    def __init__(
-        self, multiple: int, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()
-    ) -> None:
-        if multiple < 1:
-            raise SlimdiffError(f"multiple={multiple} is out of range; expected 1 or more.")
-        self.multiple, self.only, self.skip = multiple, only, skip
-
-    def movable(self, site: Site) -> bool:
-        """Whether the patterns let ``site`` shrink."""
-        chosen = not self.only or any(fnmatch(site.name, p) for p in self.only)
-        return chosen and not any(fnmatch(site.name, p) for p in self.skip)
-
-    def widths(self, members: Sequence[Site]) -> list[dict[str, int]]:
-        """Width settings of sites that shrink together, ascending, the last one whole."""
-        if not all(self.movable(site) for site in members):
-            # A pattern that names one of two tied sites frees only that one from the tie.
-            moving = [site for site in members if self.movable(site)]
-            rest = {site.name: site.width for site in members if not self.movable(site)}
-            return [ws | rest for ws in self.widths(moving)] if moving else [rest]
-        full = members[0].width
-        steps = [*range(self.multiple, full, self.multiple), full]
-        return [{site.name: width for site in members} for width in steps]
+def grid_for(
+    budget: Budget,
+    *,
+    multiple: int = 8,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    **others: object,
+) -> Grid:
+    """The widths that the options of :func:`allocate` leave to choose from."""
+    return Grid(multiple, tuple(only), tuple(skip), timed=budget.latency is not None)
 
 
-def tied(sites: Iterable[Site]) -> list[tuple[str, list[Site]]]:
-    """Unlocked sites in groups that shrink together: those of one module and one width."""
-    groups: dict[tuple[str, int], list[Site]] = {}
-    for site in sites:
-        if site.locked is None:
-            groups.setdefault((site.module, site.width), []).append(site)
-    return [(module, members) for (module, _), members in groups.items()]
+def prices_of(stats: Statistics, latency: LatencyTable | None = None) -> dict[str, PriceList]:
+    """The price lists that statistics, and times if there are any, hold."""
+    source = stats.header.source
+    return price_lists(
+        source.parameters, stats.header.sites, source.dtype, stats.header.macs, latency
+    )
 
 
-def check_budget(parameters: int, sites: Sequence[Site], budget: Budget, grid: Grid) -> None:
-    """Raise SlimdiffError with the least reachable figure if ``budget`` cannot be met.
+def kept_shares(
+    prices: Mapping[str, PriceList], sites: Sequence[Site], widths: Mapping[str, int]
+) -> dict[str, float]:
+    """What ``widths`` keep of the dense denoiser, as a share, in each unit with prices."""
+    together = [members for _, members in tied(sites)]
+
+    def share(unit: PriceList) -> float:
+        left = sum(unit.of(members, widths) for members in together)
+        return (fixed(unit, together) + left) / max(unit.total, 1e-300)
+
+    return {name: share(unit) for name, unit in prices.items()}
+
+
+def check_budget(
+    prices: Mapping[str, PriceList], sites: Sequence[Site], budget: Budget, grid: Grid
+) -> None:
+    """Raise SlimdiffError with the least reachable figures if ``budget`` cannot be met.
 
     Patterns that match no site are refused too: a typing error must not cut what it should save.
     """
@@ -131,24 +142,50 @@ def check_budget(parameters: int, sites: Sequence[Site], budget: Budget, grid: G
                 f"Pattern '{pattern}' (--only / --skip) matches no site; expected names like "
                 f"'{sites[0].name}' or '*.ffn'. See slimdiff inspect."
             )
-    least, ceiling = least_parameters(parameters, sites, grid), budget.ceiling(parameters, sites)
-    if least > ceiling:
-        pool, saved = pool_parameters(sites), parameters - least
-        raise SlimdiffError(
-            f"Budget {budget} is out of reach: it leaves {ceiling:,} of {parameters:,} "
-            f"parameters, but at least {least:,} stay (params={least / parameters:.4f}, "
-            f"pool={(pool - saved) / max(1, pool):.4f}) with widths in multiples of "
-            f"{grid.multiple}. Raise the budget, lower --multiple or drop --only/--skip."
-        )
+    for name, most in budget.ceilings(prices).items():
+        stays = least(prices[name], sites, grid)
+        if stays > most:
+            whole = prices[name].total
+            reachable = ", ".join(
+                f"{other}={_rounded_up(least(prices[other], sites, grid) / prices[other].total)}"
+                for other in dict.fromkeys([name, *_shown_with(name)])
+            )
+            raise SlimdiffError(
+                f"Budget {budget} is out of reach: it leaves {_amount(name, most)} of "
+                f"{_amount(name, whole)}{_UNITS[name]}, but at least {_amount(name, stays)} stay "
+                f"({reachable}) with widths in multiples of {grid.multiple}. Raise the budget, "
+                "lower --multiple or drop --only/--skip."
+            )
 
 
-def least_parameters(parameters: int, sites: Sequence[Site], grid: Grid) -> int:
-    """What is left of ``parameters`` when every site is cut as far as ``grid`` allows."""
-    return parameters - sum(
-        site.parameters() - site.parameters(grid.widths(members)[0][site.name])
-        for _, members in tied(sites)
-        for site in members
-    )
+def least(prices: PriceList, sites: Sequence[Site], grid: Grid) -> float:
+    """What stays of the denoiser's cost when every site is cut as far as ``grid`` allows."""
+    together = [members for _, members in tied(sites)]
+    narrowest = (prices.of(members, grid.widths(members)[0]) for members in together)
+    return fixed(prices, together) + sum(narrowest)
+
+
+_UNITS = {
+    "params": " parameters",
+    "pool": " slimmable parameters",
+    "macs": " multiply-adds",
+    "bytes": " bytes",
+    "latency": " a step",
+}
+
+
+def _shown_with(name: str) -> tuple[str, ...]:
+    """Parameters are told both ways: of the whole and of the pool."""
+    return ("params", "pool") if name in ("params", "pool") else ()
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{1e3 * amount:.1f} ms" if name == "latency" else f"{math.floor(amount + 1e-6):,}"
+
+
+def _rounded_up(share: float) -> str:
+    """Four digits that are within reach."""
+    return f"{math.ceil(share * 1e4 - 1e-9) / 1e4:.4f}"
 
 
 def predicted_error(stats: Statistics, site: str, width: int) -> float:
@@ -171,16 +208,26 @@ ERRORS: dict[str, Callable[[Statistics, str, int], float]] = {
 
 
 def reprice(plan: Plan, stats: Statistics) -> Plan:
-    """``plan`` with all that follows from its widths and ``stats`` worked out anew."""
-    free = {site.name: site for site in stats.header.sites if site.locked is None}
+    """``plan`` with all that follows from its widths and ``stats`` worked out anew.
+
+    A measured time stays as long as the widths do.
+    """
+    sites = stats.header.sites
+    free = {site.name: site for site in sites if site.locked is None}
     known = [name for name in plan.widths if name in free]
+    predicted = {name: predicted_error(stats, name, plan.widths[name]) for name in known}
+    widths = {name: site.width for name, site in free.items()} | dict(plan.widths)
+    kept = kept_shares(prices_of(stats), sites, widths)
+    if predicted == dict(plan.predicted) and "latency" in plan.kept:
+        kept["latency"] = plan.kept["latency"]
     return replace(
         plan,
         full={name: free[name].width for name in known},
         per_unit={name: free[name].parameters(1) for name in known},
-        predicted={name: predicted_error(stats, name, plan.widths[name]) for name in known},
+        predicted=predicted,
         parameters=stats.header.source.parameters,
-        pool=pool_parameters(stats.header.sites),
+        pool=pool_parameters(sites),
+        kept=kept,
         calibration=_provenance(stats),
     )
 
@@ -189,11 +236,12 @@ def _option(
     stats: Statistics,
     members: Sequence[Site],
     widths: dict[str, int],
+    units: Sequence[PriceList],
     error: Callable[[Statistics, str, int], float],
 ) -> Option:
     return Option(
         widths,
-        sum(site.parameters(widths[site.name]) for site in members),
+        tuple(prices.of(members, widths) for prices in units),
         sum(error(stats, site.name, widths[site.name]) for site in members),
         min(widths[site.name] / site.width for site in members),
     )

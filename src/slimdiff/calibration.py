@@ -11,11 +11,12 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from . import families
+from .cost import mac_prices
 from .decomposition import METHODS
 from .denoiser import check_finite, denoiser, fingerprint, refuse_slim
 from .environment import device_name, float64_device, peak_mib, sums_device, versions
 from .errors import SlimdiffError
-from .gains import measure_gains
+from .gains import gain_calls, gain_prompts, measure_gains
 from .recording import TokenSampling, empty_sums, recording
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
 from .sites import moment_mib, refuse_locked
@@ -94,11 +95,13 @@ def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") ->
         )
         for site in tqdm(free, desc="decompose", unit="site", disable=None)
     }
-    gains = measure_gains(pipe, header, stats.sums, bases, forms)
+    calls = gain_calls(pipe, header)
+    gains = measure_gains(pipe, header, stats.sums, bases, forms, calls)
     header = replace(
         header,
         method=method,
         gains=gains,
+        macs=mac_prices(model, free, calls[0], len(gain_prompts(header))),
         seconds=header.seconds + time.perf_counter() - begin,
         peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
     )

@@ -7,26 +7,24 @@ activations and softmax are not counted. Times are medians of interleaved runs a
 
 from __future__ import annotations
 
-import statistics as stdlib_statistics
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark.utils.timer import timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import families
 from .denoiser import recorded_plan
 from .gains import Call
+from .prices import Linear
+from .sites import Site
 from .surgery import reshape_
+from .timing import in_turn, median_ratio
 
-__all__ = ["StepTime", "multiply_adds", "step_times", "weight_bytes"]
-
-_WARM_UP = 2
-_LONGEST = 20.0
-_LEAST, _MOST = 5, 40
+__all__ = ["StepTime", "mac_prices", "multiply_adds", "step_times", "weight_bytes"]
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,45 @@ def multiply_adds(model: Any, call: Call, widths: dict[str, int] | None = None) 
     """
     if widths is None:
         widths = (recorded_plan(model) or {}).get("widths")
+    return _counted(model, call, widths).get_total_flops() // 2
+
+
+def mac_prices(model: Any, sites: Sequence[Site], call: Call, prompts: int = 1) -> Linear:
+    """Multiply-adds of one call for one of ``prompts``, and what a unit of width costs by site.
+
+    A site has its own Linears, and of an attention's products of queries, keys and values as
+    much as its width is of both.
+    """
+    counted = _counted(model, call, None)
+    counts = counted.get_flop_counts()
+    top = type(model).__name__
+
+    def count(module: str) -> int:
+        return sum(counts.get(f"{top}.{module}", {}).values()) // 2
+
+    def linears(site: Site) -> int:
+        return sum(count(name) for name in dict.fromkeys(part.linear for part in site.parts))
+
+    per_unit = {}
+    for site in sites:
+        both = [s for s in sites if s.module == site.module and s.kind != "ffn"]
+        products = count(site.module) - sum(linears(s) for s in both) if site in both else 0
+        share = products * site.width / max(1, sum(s.width for s in both))
+        per_unit[site.name] = (linears(site) + share) / site.width / prompts
+    return Linear(counted.get_total_flops() / 2 / prompts, per_unit)
+
+
+def _counted(model: Any, call: Call, widths: Mapping[str, int] | None) -> FlopCounterMode:
+    """Operations of one call of a model built like ``model``, counted on the meta device."""
     with torch.device("meta"):
-        empty = type(model).from_config(model.config).to(dtype=model.dtype).eval()
+        empty = type(model).from_config(model.config).eval()
+    nn.Module.to(empty, dtype=model.dtype)  # diffusers' own warns of what is not there
     if widths:
         reshape_(empty, families.find(model).sites(empty), widths)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         empty(*_on_meta(call.args), **_on_meta(call.kwargs))
-    return counter.get_total_flops() // 2
+    return counter
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -63,29 +92,12 @@ def weight_bytes(model: nn.Module) -> int:
 
 def step_times(dense: nn.Module, slim: nn.Module, call: Call) -> StepTime:
     """Time one denoiser call of both models in turn on the same inputs."""
-
-    def run(model: nn.Module) -> Callable[[], float]:
-        def once() -> float:
-            start = timer()  # waits for the accelerator
-            model(*call.args, **call.kwargs)
-            return timer() - start
-
-        return once
-
-    run_dense, run_slim = run(dense), run(slim)
-    pairs: list[tuple[float, float]] = []
-    with torch.no_grad():
-        for _ in range(_WARM_UP):
-            run_dense()
-            run_slim()
-        begin = timer()
-        while len(pairs) < _LEAST or (timer() - begin < _LONGEST and len(pairs) < _MOST):
-            pairs.append((run_dense(), run_slim()))
+    rounds = in_turn([lambda m=m: m(*call.args, **call.kwargs) for m in (dense, slim)])
     return StepTime(
-        1e3 * stdlib_statistics.median(a for a, _ in pairs),
-        1e3 * stdlib_statistics.median(b for _, b in pairs),
-        stdlib_statistics.median(b / a for a, b in pairs),
-        len(pairs),
+        1e3 * median(a for a, _ in rounds),
+        1e3 * median(b for _, b in rounds),
+        median_ratio(rounds, 1, 0),
+        len(rounds),
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,16 @@ from .sites import Site
 from .statistics import Gain, Header
 from .surgery import trial
 
-__all__ = ["Call", "capture_calls", "gain_calls", "grouped", "measure_gains", "output_error"]
+__all__ = [
+    "Call",
+    "capture_calls",
+    "gain_calls",
+    "gain_prompts",
+    "grouped",
+    "measure_gains",
+    "one_call",
+    "output_error",
+]
 
 _STEPS = 4
 _PROMPTS = 4
@@ -55,9 +64,10 @@ def measure_gains(
     sums: Mapping[str, Mapping[str, Tensor]],
     bases: Mapping[str, Basis],
     method: Mapping[str, Method],
+    calls: Sequence[Call],
 ) -> dict[str, Gain]:
     """One gain for every unlocked site, at half its width; costs one pass of the calls a group."""
-    model, calls = denoiser(pipe), gain_calls(pipe, header)
+    model = denoiser(pipe)
     free = [site for site in header.sites if site.locked is None]
     groups = grouped(free, _extent(header).passes)
     place = float64_device(model.device)
@@ -106,12 +116,24 @@ def _stretches(sites: Sequence[Site], count: int) -> list[list[Site]]:
 
 
 def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
-    """Dense calls to measure gains on, from prompts that the sums have not seen if there are any.
+    """Dense calls to measure gains on, at a few timesteps of one batch of ``gain_prompts``."""
+    return capture_calls(pipe, gain_prompts(header), header.sampling, _extent(header).steps)
+
+
+def gain_prompts(header: Header) -> Sequence[IndexedPrompt]:
+    """Prompts that the sums have not seen, if there are any.
 
     So many that one pass a site evaluates the denoiser at most as often as calibration did.
     """
-    extent, prompts = _extent(header), header.gain_prompts or header.prompts
-    return capture_calls(pipe, prompts[: extent.prompts], header.sampling, extent.steps)
+    return (header.gain_prompts or header.prompts)[: _extent(header).prompts]
+
+
+def one_call(
+    pipe: DiffusionPipeline, prompts: Sequence[IndexedPrompt], sampling: Sampling
+) -> Call:
+    """One denoiser call for a batch of ``prompts``, taken from a run of two steps at most."""
+    brief = replace(sampling, steps=min(2, sampling.steps))
+    return capture_calls(pipe, prompts[: sampling.batch_size], brief, 1)[0]
 
 
 @dataclass(frozen=True)

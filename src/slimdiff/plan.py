@@ -18,6 +18,7 @@ from .sites import Site
 __all__ = ["Plan", "plan_from"]
 
 FORMAT = 1
+_KEPT = {"macs": "multiply-adds", "bytes": "bytes", "latency": "time a step"}
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -28,7 +29,9 @@ class Plan:
     ``widths``: site -> width kept (per head); sites left out stay whole. ``full`` and
     ``per_unit``: dense width and parameters that one unit of width costs. ``predicted``: the
     share of the denoiser's output energy each site's cut is expected to cost. ``parameters`` and
-    ``pool`` count the dense model. ``model_hash`` and ``calibration`` say where it comes from.
+    ``pool`` count the dense model. ``kept``: share of the dense cost that stays, by the names of
+    :class:`slimdiff.Budget`; latency as measured on the whole denoiser, if it was. ``model_hash``
+    and ``calibration`` say where it comes from.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
@@ -45,6 +48,7 @@ class Plan:
     method: str
     denoiser: str
     model_hash: str
+    kept: Mapping[str, float] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -86,9 +90,18 @@ class Plan:
         lines.append(
             f"{self.policy}: keeps {(self.parameters - self.removed) / 1e6:.2f} M of "
             f"{self.parameters / 1e6:.2f} M parameters ({self.params_kept:.1%}), "
-            f"{self.pool_kept:.1%} of the pool; predicted error {self.predicted_error:.2e}"
+            f"{self.pool_kept:.1%} of the pool{self._more()}; predicted error "
+            f"{self.predicted_error:.2e}"
         )
         return "\n".join(lines)
+
+    def _more(self) -> str:
+        """What is kept beyond parameters, as far as it is known."""
+        return "".join(
+            f", {self.kept[name]:.1%} of the {text}"
+            for name, text in _KEPT.items()
+            if name in self.kept
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

@@ -11,21 +11,26 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from . import families
-from .allocation import DEFAULT_POLICY, Grid, allocate, check_budget
+from .allocation import DEFAULT_POLICY, allocate, check_budget, grid_for
 from .budget import Budget
 from .calibration import calibrate
 from .classes import class_names
 from .compression import compress_
+from .cost import mac_prices
+from .deadline import Clock, plan_in_time, start_clock
 from .denoiser import component, denoiser, refuse_slim
 from .feedback import repair_
 from .gains import gain_calls, output_error
 from .interactions import apart, with_shares
+from .plan import Plan
+from .prices import price_lists
+from .profiling import timed_call
 from .prompts import split
 from .report import Report, compare
 from .sampling import Sampling
 from .statistics import Statistics
 
-__all__ = ["copy_pipeline", "cut", "refuse_unreachable", "slim"]
+__all__ = ["copy_pipeline", "cut", "decide", "refuse_unreachable", "slim"]
 
 _CORRECTIONS = 2
 
@@ -61,7 +66,8 @@ def slim(
     Raises SlimdiffError, before calibrating if it can, for whatever cannot be done.
     """
     sampling = sampling or Sampling()
-    refuse_unreachable(pipe, budget, multiple, only, skip)
+    options = {"policy": policy, "multiple": multiple, "only": only, "skip": skip}
+    clock = refuse_unreachable(pipe, budget, sampling, **options)
     calibration, held_out = split(prompts, num_prompts, eval_prompts)
     stats = calibrate(
         pipe,
@@ -73,15 +79,19 @@ def slim(
         timestep_weights=timestep_weights,
         folder=statistics,
     )
-    options = {"policy": policy, "multiple": multiple, "only": only, "skip": skip}
-    slim_pipe = cut(pipe, stats, budget, **options)
+    slim_pipe = cut(pipe, stats, budget, clock=clock, **options)
     if rounds:
         repair_(pipe, slim_pipe, stats, rounds)
     return slim_pipe, compare(pipe, slim_pipe, held_out, sampling=sampling)
 
 
 def cut(
-    pipe: DiffusionPipeline, stats: Statistics, budget: Budget, **options: Any
+    pipe: DiffusionPipeline,
+    stats: Statistics,
+    budget: Budget,
+    *,
+    clock: Clock | None = None,
+    **options: Any,
 ) -> DiffusionPipeline:
     """A slim copy of ``pipe``; ``options`` are those of :func:`slimdiff.allocate`.
 
@@ -90,34 +100,67 @@ def cut(
     least on the gains' prompts is kept.
     """
     calls = gain_calls(pipe, stats.header)
-    tried: list[tuple[float, DiffusionPipeline]] = []
+    best: tuple[float, DiffusionPipeline] | None = None
     for corrections in range(1 + _CORRECTIONS):
-        plan = allocate(stats, budget, **options)
+        plan, clock = decide(pipe, stats, budget, clock=clock, **options)
         slim_pipe = copy_pipeline(pipe)
         compress_(slim_pipe, stats, plan)
         achieved = output_error(denoiser(slim_pipe), calls)
-        tried.append((achieved, slim_pipe))
+        if best is None or achieved < best[0]:
+            best = achieved, slim_pipe
         agreed = corrections > 0 and not apart(plan.predicted_error, achieved)
         if plan.policy != "measured" or not plan.removed or agreed:
             break
         if corrections < _CORRECTIONS:
             stats = with_shares(pipe, slim_pipe, stats, plan, calls)
-    return min(tried, key=lambda found: found[0])[1]
+    assert best is not None
+    return best[1]
+
+
+def decide(
+    pipe: DiffusionPipeline,
+    stats: Statistics,
+    budget: Budget,
+    *,
+    clock: Clock | None = None,
+    **options: Any,
+) -> tuple[Plan, Clock | None]:
+    """A plan within ``budget``; where time counts it is timed, and the clock comes back corrected.
+
+    ``options`` are those of :func:`slimdiff.allocate`.
+    """
+    if budget.latency is None:
+        return allocate(stats, budget, **options), clock
+    clock = clock or start_clock(pipe, stats.header.sampling, grid_for(budget, **options))
+    return plan_in_time(stats, budget, clock, **options)
 
 
 def refuse_unreachable(
     pipe: DiffusionPipeline,
     budget: Budget,
-    multiple: int,
-    only: Sequence[str],
-    skip: Sequence[str],
-) -> None:
-    """Raise SlimdiffError if the denoiser is unknown or cannot be cut to ``budget``."""
+    sampling: Sampling,
+    *,
+    clock: Clock | None = None,
+    **options: Any,
+) -> Clock | None:
+    """Raise SlimdiffError if the denoiser is unknown or cannot be cut to ``budget``.
+
+    ``options`` are those of :func:`slimdiff.allocate`. Where time counts it is measured, if
+    ``clock`` has not yet; returns the clock.
+    """
     model = denoiser(pipe)
     refuse_slim(model)
-    sites = families.find(model).sites(model)
-    grid = Grid(multiple, tuple(only), tuple(skip))
-    check_budget(model.num_parameters(), sites, budget, grid)
+    sites, grid = families.find(model).sites(model), grid_for(budget, **options)
+    macs = None
+    if budget.macs is not None:
+        macs = mac_prices(model, sites, timed_call(pipe, sampling), sampling.batch_size)
+    if budget.latency is not None:
+        clock = clock or start_clock(pipe, sampling, grid)
+    table = None if clock is None else clock.table
+    dtype = str(model.dtype).removeprefix("torch.")
+    prices = price_lists(model.num_parameters(), sites, dtype, macs, table)
+    check_budget(prices, sites, budget, grid)
+    return clock
 
 
 def copy_pipeline(pipe: DiffusionPipeline) -> Any:

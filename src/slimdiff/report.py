@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .environment import device_name, versions
 from .errors import SlimdiffError
 from .fidelity import Fidelity, Pictures, measure_fidelity
 from .files import write_json, write_text
-from .gains import capture_calls
+from .gains import one_call
 from .pictures import before_after
 from .plan import Plan
 from .prompts import HELD_OUT_FROM
@@ -125,8 +125,7 @@ def compare(
     if not prompts:
         raise SlimdiffError("No prompts to compare on: expected at least one. Give more prompts.")
     indexed = [(HELD_OUT_FROM + i, p) if isinstance(p, str) else p for i, p in enumerate(prompts)]
-    brief = replace(sampling, steps=min(2, sampling.steps))
-    (call,) = capture_calls(dense, indexed[: sampling.batch_size], brief, 1)[:1]
+    call = one_call(dense, indexed, sampling)
     return Report(
         params=Saving(plan.parameters, after.num_parameters()),
         pool=Saving(plan.pool, plan.pool - plan.removed),

@@ -24,6 +24,7 @@ from torch import Tensor
 from .decomposition import Basis
 from .errors import SlimdiffError
 from .files import read_json, sha256, write_json, write_tensors
+from .prices import Linear
 from .recording import Sums, TokenSampling
 from .sampling import Sampling
 from .sites import Site
@@ -61,6 +62,7 @@ class Header:
 
     ``prompts`` are summed, ``done`` of them so far; ``gain_prompts`` are not, so that gains are
     measured on prompts the bases have not seen. ``method`` names the closed forms behind both.
+    ``macs``: what widths cost in multiply-adds, of one denoiser call for one prompt.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -75,6 +77,7 @@ class Header:
     method: str = "exact"
     timestep_weights: str = "uniform"
     gains: Mapping[str, Gain] = field(default_factory=dict)
+    macs: Linear | None = None
     seconds: float = 0.0
     peak_mib: float = 0.0
     device: str = ""

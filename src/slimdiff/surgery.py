@@ -6,8 +6,10 @@ A writer's slab ``S`` (rows) becomes ``blockdiag(P)^T S``, its bias alike; a rea
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ __all__ = [
     "project_rows",
     "reader_weights",
     "reshape_",
+    "resized",
     "trial",
 ]
 
@@ -67,6 +70,22 @@ def reshape_(model: nn.Module, sites: Sequence[Site], widths: Mapping[str, int])
             bias = None if old.bias is None else old.bias.new_empty(rows)
             _set_linear(model, part.linear, _new_linear(old, weight, bias))
         _fit(model, site)
+
+
+def resized(model: nn.Module, sites: Sequence[Site], widths: Mapping[str, int]) -> Any:
+    """A model cut to ``widths`` whose cut weights are meaningless: to time, not to use.
+
+    All tensors are ``model``'s own, the cut ones views of the dense, so it costs no memory.
+    """
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    copied = copy.deepcopy(model, shared)
+    reshape_(copied, sites, widths)
+    for name in dict.fromkeys(part.linear for site in sites for part in site.parts):
+        new, old = copied.get_submodule(name), model.get_submodule(name)
+        for key, value in new.named_parameters():
+            flat = old.get_parameter(key).detach().flatten()[: value.numel()]
+            new.register_parameter(key, nn.Parameter(flat.view_as(value), requires_grad=False))
+    return copied
 
 
 @contextmanager

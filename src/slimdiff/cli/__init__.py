@@ -16,6 +16,7 @@ import torch
 
 from .. import __version__
 from ..errors import SlimdiffError
+from .bench import bench
 from .draw import generate
 from .export import export
 from .inspection import inspect
@@ -23,6 +24,7 @@ from .job import slim
 from .lora import lora
 from .prompts import prompts
 from .steps import apply, calibrate, compare, plan
+from .sweep import sweep
 
 __all__ = ["main"]
 
@@ -39,7 +41,20 @@ def cli() -> None:
     _quiet_hosts()
 
 
-for _command in (slim, calibrate, plan, apply, compare, inspect, generate, prompts, export, lora):
+for _command in (
+    slim,
+    calibrate,
+    plan,
+    apply,
+    compare,
+    bench,
+    sweep,
+    inspect,
+    generate,
+    prompts,
+    export,
+    lora,
+):
     cli.add_command(_command)
 
 

@@ -78,6 +78,7 @@ def report_table(report: Report) -> None:
     table.add_row("weights", *sizes, f"{r.bytes.kept:.1%}")
     table.add_row("time a step", f"{t.dense_ms:.1f} ms", f"{t.slim_ms:.1f} ms", f"{t.ratio:.1%}")
     out.print(table)
+    out.print(str(r.plan).splitlines()[-1], highlight=False, soft_wrap=True)
     f = report.fidelity
     out.print(
         f"error of the denoiser {f.noise_rel_mse:.2e} (predicted {r.plan.predicted_error:.2e}), "

@@ -8,11 +8,13 @@ from typing import Any
 import click
 
 from .. import families
-from ..allocation import Grid, least_parameters
+from ..allocation import least
 from ..classes import suited_pool
-from ..cost import multiply_adds
+from ..cost import mac_prices
 from ..denoiser import denoiser
 from ..estimate import estimate
+from ..grid import Grid
+from ..prices import price_lists
 from ..sites import pool_parameters
 from .display import out, site_table
 from .options import (
@@ -49,15 +51,16 @@ def inspect(
     (example, *_) = suited_pool(pipe, ["a picture"])
     guess = estimate(pipe, example, num_prompts, sampling_from(model, drawing, {}), 1024)
     total, pool = network.num_parameters(), pool_parameters(sites)
-    macs = multiply_adds(network, guess.call)
-    # Multiply-adds are linear in the widths, so halving every width removes half of the share.
-    half = {s.name: s.width // 2 for s in sites if s.locked is None}
-    share = 2 * (macs - multiply_adds(network, guess.call, half)) / macs
-    least = least_parameters(total, sites, Grid(8))
+    macs = mac_prices(network, sites, guess.call)
+    free = [site for site in sites if site.locked is None]
+    share = sum(macs.per_unit[site.name] * site.width for site in free) / macs.total
+    prices = price_lists(total, sites, str(network.dtype).removeprefix("torch."))
+    stays = least(prices["params"], sites, Grid(8))
+    name = type(network).__name__
     for line in (
-        f"{type(network).__name__}: {total:,} parameters, {macs / 1e9:.3f} G multiply-adds a call",
+        f"{name}: {total:,} parameters, {macs.total / 1e9:.3f} G multiply-adds a call",
         f"slimmable: {pool / total:.1%} of the parameters, {share:.1%} of the multiply-adds",
-        f"least reachable: {least:,} parameters ({least / total:.1%})",
+        f"least reachable: {stays:,} parameters ({stays / total:.1%})",
         f"{num_prompts} prompts: {guess}",
     ):
         out.print(line, highlight=False, soft_wrap=True)

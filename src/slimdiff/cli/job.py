@@ -75,9 +75,7 @@ def slim(
 
     Example: slimdiff slim emoji --pool 0.6 -o emoji-slim
     """
-    if budgeting.params is None and budgeting.pool is None:
-        budgeting = Budgeting(**{**vars(budgeting), "pool": DEFAULT_POOL})
-    budget = budgeting.budget()
+    budget = budgeting.budget(DEFAULT_POOL)
     refuse_existing(output, force)
     pool = pool_of(model, prompts)
     held_out = read_prompts(eval_prompts) if eval_prompts else None
@@ -86,8 +84,7 @@ def slim(
     pipe = opening.open(model)
     pool = pool if prompts else suited_pool(pipe, pool)
     calibration, _ = split(pool, num_prompts, held_out)
-    grid = (budgeting.multiple, budgeting.only, budgeting.skip)
-    refuse_unreachable(pipe, budget, *grid)
+    refuse_unreachable(pipe, budget, sampling, **budgeting.allocation())
     if dry_run:
         say("Dry run; nothing is written.")
         click.echo(estimate(pipe, calibration[0], len(calibration), sampling, 1024))

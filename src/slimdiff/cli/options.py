@@ -15,11 +15,13 @@ from diffusers import DiffusionPipeline
 
 from ..allocation import DEFAULT_POLICY
 from ..budget import Budget
+from ..calibration import check_statistics
 from ..decomposition import METHODS
 from ..pipelines import open_pipeline, preset, resolve_device
 from ..policies import POLICIES
 from ..prompts import read_prompts
 from ..sampling import Sampling
+from ..statistics import Statistics
 from ..weighting import WEIGHTS
 
 __all__ = [
@@ -66,20 +68,36 @@ class Opening:
             trust_remote_code=self.trust_remote_code,
         )
 
+    def open_source(self, stats: Statistics) -> DiffusionPipeline:
+        """Load the model that ``stats`` were gathered from, and make sure that it is that one."""
+        source = stats.header.source
+        pipe = self.open(source.name, source.dtype)
+        check_statistics(pipe, stats)
+        return pipe
+
 
 @dataclass(frozen=True)
 class Budgeting:
-    """How small, and by which policy."""
+    """How small or fast, and by which policy."""
 
     params: str | None
     pool: str | None
+    macs: str | None
+    bytes: str | None
+    latency: str | None
     policy: str
     multiple: int
     only: tuple[str, ...]
     skip: tuple[str, ...]
 
-    def budget(self) -> Budget:
-        return Budget(params=self.params, pool=self.pool)
+    def budget(self, default_pool: str | None = None) -> Budget:
+        """What was asked, or ``default_pool`` if nothing was."""
+        return Budget(**self.asked() or {"pool": default_pool})
+
+    def asked(self) -> dict[str, str]:
+        """The amounts that were given, by name."""
+        names = ("params", "pool", "macs", "bytes", "latency")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def allocation(self) -> dict[str, Any]:
         """Keyword arguments of :func:`slimdiff.allocate`."""
@@ -104,11 +122,14 @@ def model_options(command: Command) -> Command:
 
 
 def budget_options(command: Command) -> Command:
-    """--params --pool --policy --multiple --only --skip, gathered as ``budgeting``."""
+    """Budgets, --policy, --multiple, --only and --skip, gathered as ``budgeting``."""
     amount = "a share (0.9), a count (759.5M) or a reduction (-100M)"
     options = [
         click.option("--params", help=f"Denoiser parameters to keep: {amount}."),
         click.option("--pool", help=f"Slimmable parameters to keep: {amount}."),
+        click.option("--macs", help="Multiply-adds to keep, said likewise."),
+        click.option("--bytes", help="Bytes of weights to keep, said likewise (1.6GB)."),
+        click.option("--latency", help="Share of the time a step to keep, measured here (0.75)."),
         click.option(
             "--policy",
             type=click.Choice(list(POLICIES)),

@@ -19,7 +19,7 @@ from ..feedback import repair_
 from ..files import new_folder, refuse_existing
 from ..plan import Plan
 from ..prompts import read_prompts, split
-from ..recipe import copy_pipeline
+from ..recipe import copy_pipeline, decide
 from ..report import compare as run_compare
 from ..statistics import Statistics
 from ..store import PLAN_FILE, load, write_into
@@ -101,14 +101,22 @@ def calibrate(
 @click.argument("stats", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="File for the plan (JSON).")
 @budget_options
+@model_options
 @force_option
-def plan(stats: Path, output: Path, force: bool, budgeting: Budgeting) -> None:
-    """Share out a budget over the sites of STATS; no model is needed.
+def plan(stats: Path, output: Path, force: bool, budgeting: Budgeting, opening: Opening) -> None:
+    """Share out a budget over the sites of STATS.
+
+    No model is needed, but for --latency, which times the model that STATS are of.
 
     Example: slimdiff plan emoji-statistics --params 0.8 -o plan.json
     """
     refuse_existing(output, force)
-    found = allocate(Statistics.load(stats), budgeting.budget(), **budgeting.allocation())
+    statistics, budget = Statistics.load(stats), budgeting.budget()
+    if budget.latency is None:
+        found = allocate(statistics, budget, **budgeting.allocation())
+    else:
+        pipe = opening.open_source(statistics)
+        found, _ = decide(pipe, statistics, budget, **budgeting.allocation())
     found.save(output)
     plan_table(found)
     say("Predicted from each site alone; slimdiff slim, which has the model, measures the sum.")

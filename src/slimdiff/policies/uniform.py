@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .options import Group, Option
+from .options import Costs, Group, Option, fits
 
 __all__ = ["uniform"]
 
 
-def uniform(groups: Sequence[Group], ceiling: int) -> list[Option]:
+def uniform(groups: Sequence[Group], ceilings: Costs) -> list[Option]:
     """The largest share s such that widths ``s * full``, rounded down to the grid, fit."""
     shares = sorted({option.share for group in groups for option in group.options}, reverse=True)
     for share in shares:
         chosen = [_at(group, share) for group in groups]
-        if sum(option.parameters for option in chosen) <= ceiling:
+        if fits(chosen, ceilings):
             return chosen
     return [group.options[0] for group in groups]
 
