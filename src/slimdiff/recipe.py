@@ -76,7 +76,7 @@ def slim(
     slim_pipe = cut(pipe, stats, budget, **options)
     if rounds:
         repair_(pipe, slim_pipe, stats, rounds)
-    return slim_pipe, compare(pipe, slim_pipe, held_out, sampling=sampling)
+    return slim_pipe, compare(pipe, slim_pipe, held_out, sampling=sampling, statistics=stats)
 
 
 def cut(

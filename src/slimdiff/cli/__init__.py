@@ -22,6 +22,7 @@ from .inspection import inspect
 from .job import slim
 from .lora import lora
 from .prompts import prompts
+from .report import report
 from .steps import apply, calibrate, compare, plan
 
 __all__ = ["main"]
@@ -39,7 +40,11 @@ def cli() -> None:
     _quiet_hosts()
 
 
-for _command in (slim, calibrate, plan, apply, compare, inspect, generate, prompts, export, lora):
+_COMMANDS = (
+    *(slim, calibrate, plan, apply, compare, report),
+    *(inspect, generate, prompts, export, lora),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -117,7 +117,7 @@ def slim(
         say(f"{output} was not written. {what_remains(statistics)}")
         raise
     report_table(report)
-    say(f"Slim pipeline in {output}; pictures in {output / 'report' / 'before_after.png'}")
+    say(f"Slim pipeline in {output}; look at {output / 'report' / 'report.html'}")
 
 
 def _refuse_nested(output: Path, statistics: Path) -> None:

@@ -151,6 +151,7 @@ def apply(
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the report.")
 @click.option("--prompts", type=PATH, help="Prompt pool; its last tenth is compared on.")
 @click.option("--eval-prompts", type=PATH, help="Prompts to compare on, one a line.")
+@click.option("--statistics", type=PATH, help="Show the error curves of this calibration too.")
 @sampling_options
 @model_options
 @force_option
@@ -160,6 +161,7 @@ def compare(
     output: Path,
     prompts: Path | None,
     eval_prompts: Path | None,
+    statistics: Path | None,
     force: bool,
     drawing: dict[str, Any],
     opening: Opening,
@@ -174,14 +176,15 @@ def compare(
             f"'{slim}' is not a slim folder: it has no {PLAN_FILE}. Make one with slimdiff slim."
         )
     provenance = Plan.load(slim / PLAN_FILE).calibration
+    stats = Statistics.load(statistics) if statistics else None
     held_out = read_prompts(eval_prompts) if eval_prompts else None
     pool = [] if held_out and not prompts else pool_of(dense, prompts)
     _, chosen = split(pool, 1, held_out)
     sampling = sampling_from(dense, drawing, dict(provenance.get("sampling", {})))
     dense_pipe = opening.open(dense, provenance.get("dtype"))
     slim_pipe = load(slim, device=dense_pipe.device, dtype=denoiser(dense_pipe).dtype)
-    report = run_compare(dense_pipe, slim_pipe, chosen, sampling=sampling)
+    report = run_compare(dense_pipe, slim_pipe, chosen, sampling=sampling, statistics=stats)
     with new_folder(output, force=force) as work:
         report.save(work)
     report_table(report)
-    say(f"Report in {output}")
+    say(f"Report in {output / 'report.html'}")
