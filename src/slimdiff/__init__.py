@@ -11,11 +11,12 @@ from .calibration import calibrate, finish
 from .compression import compress_
 from .errors import SlimdiffError
 from .loading import register as _register_loader
+from .merging import merge
 from .plan import Plan
 from .recipe import slim
 from .report import Report, compare
 from .sampling import Sampling
-from .statistics import Statistics, merge
+from .statistics import Statistics
 from .store import load, save
 
 __all__ = [

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import Tensor
 from tqdm import tqdm
 
 from . import families
-from .decomposition import METHODS
+from .decomposition import METHODS, Basis, Method
 from .denoiser import check_finite, denoiser, fingerprint, refuse_slim
 from .environment import device_name, peak_mib, versions
 from .errors import SlimdiffError
-from .gains import measure_gains
-from .recording import TokenSampling, empty_sums, recording
-from .sampling import IndexedPrompt, Sampling, batches, sample_latents
-from .statistics import Header, Source, Statistics, refuse_foreign
+from .files import LEFTOVER
+from .gains import MOST_PROMPTS, measure_gains
+from .gathering import SAVE_EVERY, gather, resumed
+from .locking import exclusive
+from .memory import OUT_OF_MEMORY, halved
+from .recording import Sums, TokenSampling, empty_sums
+from .sampling import IndexedPrompt, Sampling
+from .statistics import Gain, Header, Source, Statistics
 from .surgery import reader_weights
+from .team import Team
 from .weighting import timestep_weighting
 
 __all__ = ["calibrate", "check_statistics", "finish"]
 
-_SAVE_EVERY = 60.0
 _GAIN_EVERY = 16
 
 
@@ -40,6 +47,7 @@ def calibrate(
     method: str = "exact",
     timestep_weights: str = "uniform",
     folder: str | Path | None = None,
+    save_every: float = SAVE_EVERY,
 ) -> Statistics:
     """Sample ``prompts`` with the pipeline as it is and return the statistics of its denoiser.
 
@@ -47,15 +55,16 @@ def calibrate(
     list be calibrated apart and merged. At most ``tokens`` tokens of a sequence are read a call
     (None: all). Every sixteenth prompt is kept out of the sums to measure the gains on.
     ``method`` names the closed forms, ``exact`` or ``paper``, and ``timestep_weights`` how much
-    each step counts (:mod:`slimdiff.timesteps`). With ``folder`` the state is saved there about
-    once a minute and at the end, and a calibration with the same settings that stopped there goes
-    on where it was.
+    each step counts (:mod:`slimdiff.timesteps`). With ``folder`` the state is saved there every
+    ``save_every`` seconds and at the end, and a calibration with the same settings that stopped
+    there goes on where it was. In a process group (:mod:`slimdiff.team`) the prompts are shared
+    out, and every process returns the same statistics.
 
     Memory: two float64 matrices of (F+1)^2 a feed-forward and (Hd+1)^2 an attention, about; time:
     the sampling itself, at most as much again for the gains.
 
-    Raises SlimdiffError for an unknown denoiser, no prompts, or weights or activations that are
-    not finite.
+    Raises SlimdiffError for an unknown denoiser, no prompts, weights or activations that are not
+    finite, or a folder that another process is at work in.
     """
     if not prompts:
         raise SlimdiffError(
@@ -63,35 +72,85 @@ def calibrate(
         )
     stats = _begin(pipe, list(enumerate(prompts, start)), sampling or Sampling(), tokens, name)
     stats = replace(stats, header=replace(stats.header, timestep_weights=timestep_weights))
-    if folder is not None:
-        stats = _resumed(stats, Path(folder))
-    if stats.complete and stats.header.method == method:
-        return stats
-    stats = _gather(pipe, stats, None if folder is None else Path(folder))
-    stats = finish(pipe, stats, method)
-    if folder is not None:
-        stats.save(folder)
+    place, team = None if folder is None else Path(folder), Team.current()
+    with exclusive(place) if place and team.leads else nullcontext():
+        if place is not None:
+            stats = resumed(stats, place)
+        if stats.complete and stats.header.method == method:
+            return stats
+        stats = finish(pipe, _shared(pipe, stats, place, team, save_every), method)
+        if place is not None:
+            if team.leads:
+                stats.save(place)
+            team.wait()
+            shutil.rmtree(_part(place, team), ignore_errors=True)
     return stats
+
+
+def _shared(
+    pipe: DiffusionPipeline,
+    stats: Statistics,
+    folder: Path | None,
+    team: Team,
+    save_every: float,
+) -> Statistics:
+    """``stats`` with all prompts summed, each process of the team having taken its share."""
+    header = stats.header
+    weights = timestep_weighting(
+        header.timestep_weights,
+        pipe,
+        header.sites,
+        header.prompts,
+        header.sampling,
+        header.tokens,
+    )
+    if team.size == 1:
+        return gather(pipe, stats, folder, weights, save_every)
+    share = tuple(team.share(header.prompts[header.done :]))
+    own = replace(header, prompts=share, gain_prompts=(), done=0, files={})
+    part = Statistics(own, empty_sums(header.sites, denoiser(pipe).device))
+    place = None if folder is None else _part(folder, team)
+    with exclusive(place) if place else nullcontext():
+        if place is not None:
+            part = resumed(part, place)
+        part = gather(pipe, part, place, weights, save_every)
+    team.add_up_(part.sums)
+    for site, tensors in stats.sums.items():
+        for name, total in tensors.items():
+            total += part.sums[site][name]
+    seconds = header.seconds + part.header.seconds
+    peak = max(header.peak_mib, part.header.peak_mib)
+    done = replace(header, done=len(header.prompts), seconds=seconds, peak_mib=peak)
+    return replace(stats, header=done)
+
+
+def _part(folder: Path, team: Team) -> Path:
+    """Where one process of a team keeps its share until all are done."""
+    return folder / f"{LEFTOVER}-part-{team.rank}-of-{team.size}"
 
 
 def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") -> Statistics:
     """Fill in what follows from the sums and the weights: ordered bases, error curves, gains.
 
-    The sums serve every ``method``; finishing again with another one replaces what followed.
+    The sums serve every ``method``; finishing again with another one replaces what followed. A
+    team shares the sites out and every process gets all.
     """
     check_statistics(pipe, stats)
     if method not in METHODS:
         raise SlimdiffError(f"Unknown method '{method}'; expected one of {', '.join(METHODS)}.")
     forms = METHODS[method]
     begin, header, model = time.perf_counter(), stats.header, denoiser(pipe)
-    free = [site for site in header.sites if site.locked is None]
+    team = Team.current()
+    free = team.share([site for site in header.sites if site.locked is None])
     bases = {
         site.name: forms[site.kind].decompose(
             stats.sums[site.name], reader_weights(model, site).to(_place(stats, site.name))
         )
         for site in tqdm(free, desc="decompose", unit="site", disable=None)
     }
-    gains = measure_gains(pipe, header, stats.sums, bases, forms)
+    header, gains = _gains(pipe, header, stats.sums, bases, forms)
+    if team.size > 1:
+        bases, gains = _gathered(team, bases, gains, stats)
     header = replace(
         header,
         method=method,
@@ -159,66 +218,43 @@ def _shared_out(
     return summed, tuple(p for p in prompts if p not in summed)
 
 
-def _prompts(header: Header) -> dict[str, object]:
-    return {"prompts": header.prompts, "gain prompts": header.gain_prompts}
+def _gains(
+    pipe: DiffusionPipeline,
+    header: Header,
+    sums: Sums,
+    bases: Mapping[str, Basis],
+    forms: Mapping[str, Method],
+) -> tuple[Header, dict[str, Gain]]:
+    """Gains of the sites in ``bases``, in batches halved until they fit into memory."""
+    while True:
+        try:
+            return header, measure_gains(pipe, header, sums, bases, forms)
+        except OUT_OF_MEMORY as error:
+            fitting = min(header.sampling.batch_size, MOST_PROMPTS)
+            size = halved(fitting, error.with_traceback(None))
+        header = replace(header, sampling=replace(header.sampling, batch_size=size))
 
 
-def _resumed(fresh: Statistics, folder: Path) -> Statistics:
-    """What ``folder`` already holds of this calibration, or ``fresh``."""
-    refuse_foreign(folder)
-    if not Statistics.exists(folder):
-        return fresh
-    found = Statistics.load(folder)
-    wanted, there = ({**s.header.settings(), **_prompts(s.header)} for s in (fresh, found))
-    differ = [name for name, value in wanted.items() if there[name] != value]
-    if differ:
-        raise SlimdiffError(
-            f"'{folder}' holds statistics with other {', '.join(differ)}. Choose another folder "
-            "(--statistics), or remove this one."
-        )
-    sums = {
-        site: {k: v.to(fresh.sums[site][k].device) for k, v in tensors.items()}
-        for site, tensors in found.sums.items()
-    }
-    return replace(found, sums=sums)
-
-
-def _gather(pipe: DiffusionPipeline, stats: Statistics, folder: Path | None) -> Statistics:
-    """Sample the prompts not yet summed; save at batch boundaries about once a minute."""
-    header, model = stats.header, denoiser(pipe)
-    begin = saved = time.perf_counter()
-    todo = header.prompts[header.done :]
-    weights = timestep_weighting(
-        header.timestep_weights,
-        pipe,
-        header.sites,
-        header.prompts,
-        header.sampling,
-        header.tokens,
+def _gathered(
+    team: Team, bases: Mapping[str, Basis], gains: Mapping[str, Gain], stats: Statistics
+) -> tuple[dict[str, Basis], dict[str, Gain]]:
+    """Bases and gains of all processes, in the order of the sites."""
+    own: dict[str, Tensor] = {}
+    for site, basis in bases.items():
+        gain = torch.tensor([gains[site].width, gains[site].error], dtype=torch.float64)
+        found = {**basis.tensors, "errors": basis.errors, "gain": gain}
+        own |= {f"{site}/{name}": tensor for name, tensor in found.items()}
+    every: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in team.gathered(own).items():
+        site, _, name = key.rpartition("/")
+        every.setdefault(site, {})[name] = tensor.to(_place(stats, site))
+    order = [site.name for site in stats.header.sites if site.name in every]
+    priced = {site: every[site].pop("gain").tolist() for site in order}
+    curves = {site: every[site].pop("errors") for site in order}
+    return (
+        {site: Basis(every[site], curves[site]) for site in order},
+        {site: Gain(int(width), error) for site, (width, error) in priced.items()},
     )
-    with (
-        recording(model, header.sites, stats.sums, tokens=header.tokens, weights=weights),
-        tqdm(total=len(todo), desc="calibrate", unit="prompt", disable=None) as bar,
-    ):
-        for batch in batches(todo, header.sampling.batch_size):
-            sample_latents(pipe, batch, header.sampling)
-            bar.update(len(batch))
-            now = time.perf_counter()
-            stats = replace(
-                stats,
-                header=replace(
-                    stats.header,
-                    done=stats.header.done + len(batch),
-                    seconds=header.seconds + now - begin,
-                    peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
-                ),
-            )
-            if folder is not None and now - saved > _SAVE_EVERY:
-                stats.save(folder)
-                saved = time.perf_counter()
-    if folder is not None:
-        stats.save(folder)
-    return stats
 
 
 def _place(stats: Statistics, site: str) -> torch.device:

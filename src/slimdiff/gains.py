@@ -12,6 +12,7 @@ al., SlimDiff, 2025, arXiv 2509.21498).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +24,16 @@ from tqdm import tqdm
 
 from .decomposition import Basis, Method
 from .denoiser import denoiser, output_of, timestep_of
+from .errors import SlimdiffError
 from .recording import Sums
-from .sampling import IndexedPrompt, Sampling, sample_latents
+from .sampling import IndexedPrompt, Sampling, batches, sample_latents
 from .statistics import Gain, Header
 from .surgery import trial
 
-__all__ = ["Call", "capture_calls", "gain_calls", "measure_gains", "output_error"]
+__all__ = ["MOST_PROMPTS", "Call", "capture_calls", "gain_calls", "measure_gains", "output_error"]
 
 _STEPS = 4
-_PROMPTS = 4
+MOST_PROMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,24 @@ def measure_gains(
     bases: Mapping[str, Basis],
     method: Mapping[str, Method],
 ) -> dict[str, Gain]:
-    """One gain for every unlocked site, at half its width; costs one pass of the calls a site."""
+    """One gain for every site in ``bases``, at half its width; costs one pass of the calls each.
+
+    Raises SlimdiffError naming the site at which the output is not finite.
+    """
     model, calls = denoiser(pipe), gain_calls(pipe, header)
-    free = [site for site in header.sites if site.locked is None]
+    free = [site for site in header.sites if site.name in bases]
     gains: dict[str, Gain] = {}
     for site in tqdm(free, desc="gains", unit="site", disable=None):
         width = max(1, site.width // 2)
         maps = method[site.kind].maps(bases[site.name], sums[site.name], width)
         with trial(model, site, maps):
-            gains[site.name] = Gain(width, output_error(model, calls))
+            error = output_error(model, calls)
+        if not math.isfinite(error):
+            raise SlimdiffError(
+                f"With site '{site.name}' cut to width {width}, the denoiser's output holds NaN "
+                "or infinity; expected finite numbers. Try --dtype float32 or bfloat16."
+            )
+        gains[site.name] = Gain(width, error)
     return gains
 
 
@@ -71,7 +82,7 @@ def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
     steps = min(_STEPS, header.sampling.steps)
     share = len(header.prompts) * header.sampling.steps // (max(1, sites) * steps)
     prompts = header.gain_prompts or header.prompts
-    return capture_calls(pipe, prompts[: max(1, min(_PROMPTS, share))], header.sampling, steps)
+    return capture_calls(pipe, prompts[: max(1, min(MOST_PROMPTS, share))], header.sampling, steps)
 
 
 def capture_calls(
@@ -87,7 +98,8 @@ def capture_calls(
 
     handle = denoiser(pipe).register_forward_hook(keep, with_kwargs=True)
     try:
-        sample_latents(pipe, prompts, sampling)
+        for batch in batches(prompts, sampling.batch_size):
+            sample_latents(pipe, batch, sampling)
     finally:
         handle.remove()
     wanted = {int((i + 0.5) * len(order) / steps) for i in range(min(steps, len(order)))}

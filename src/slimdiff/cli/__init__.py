@@ -1,26 +1,31 @@
 """The ``slimdiff`` command. Commands parse, call the library and print; they hold no logic.
 
 Exit codes: 0 success, 2 bad input or a request that cannot be met (a message, no traceback),
-130 after Ctrl-C.
+130 after Ctrl-C or a request to end (SIGTERM).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 
 import click
-import torch
+from safetensors import SafetensorError
 
 from .. import __version__
 from ..errors import SlimdiffError
+from ..memory import OUT_OF_MEMORY
 from .draw import generate
+from .evaluate import evaluate
 from .export import export
+from .finish import finish
 from .inspection import inspect
 from .job import slim
 from .lora import lora
+from .merge import merge
 from .prompts import prompts
 from .report import report
 from .steps import apply, calibrate, compare, plan
@@ -41,7 +46,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(slim, calibrate, plan, apply, compare, report),
+    *(slim, calibrate, merge, finish, plan, apply, compare, evaluate, report),
     *(inspect, generate, prompts, export, lora),
 )
 for _command in _COMMANDS:
@@ -50,6 +55,7 @@ for _command in _COMMANDS:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -61,12 +67,15 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         sys.exit(130)
-    except torch.OutOfMemoryError as error:
-        _fail(f"Out of memory ({str(error).splitlines()[0]}). Lower --batch-size.")
+    except OUT_OF_MEMORY as error:
+        reason = "".join(str(error).splitlines()[:1])
+        _fail(f"Out of memory with a single prompt ({reason}). Lower --width and --height.")
     except OSError as error:
         _fail(
             f"{error.strerror or error}: '{error.filename or '-'}'. Check space and permissions."
         )
+    except SafetensorError as error:
+        _fail(f"A tensor file cannot be read or written ({error}). Check space and permissions.")
     except Exception as error:
         if _VERBOSE in os.environ:
             raise
@@ -75,6 +84,12 @@ def main() -> None:
             f"Unexpected {type(error).__name__}: {''.join(reason)}. This is a bug in slimdiff or "
             f"its surroundings; set {_VERBOSE}=1 to see where it happened."
         )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..calibration import calibrate as run_calibrate
 from ..errors import SlimdiffError
 from ..estimate import estimate
 from ..files import new_folder, refuse_existing
@@ -16,6 +17,7 @@ from ..recipe import refuse_unreachable
 from ..recipe import slim as run_slim
 from ..statistics import Statistics
 from ..store import write_into
+from ..team import joined
 from .display import report_table, say, what_remains
 from .options import (
     PATH,
@@ -30,6 +32,7 @@ from .options import (
     rounds_option,
     sampling_from,
     sampling_options,
+    save_every_option,
     weights_option,
 )
 
@@ -51,6 +54,7 @@ DEFAULT_POOL = "0.6"
 @sampling_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
+@save_every_option
 @force_option
 def slim(
     model: str,
@@ -63,6 +67,7 @@ def slim(
     timestep_weights: str,
     rounds: int,
     dry_run: bool,
+    save_every: float,
     force: bool,
     budgeting: Budgeting,
     drawing: dict[str, Any],
@@ -92,22 +97,32 @@ def slim(
     named = statistics is not None
     statistics = statistics or output.with_name(f"{output.name}-statistics")
     _refuse_nested(output, statistics)
-    if force and not named and Statistics.exists(statistics):
-        shutil.rmtree(statistics)
+    gathering: dict[str, Any] = {
+        "sampling": sampling,
+        "name": model,
+        "method": method,
+        "timestep_weights": timestep_weights,
+        "save_every": save_every,
+    }
     say(f"Calibrating on {len(calibration)} prompts; kept in {statistics}")
     try:
+        with joined() as team:
+            if force and not named and Statistics.exists(statistics) and team.leads:
+                shutil.rmtree(statistics)
+            team.wait()
+            if team.size > 1:
+                run_calibrate(pipe, calibration, folder=statistics, **gathering)
+        if not team.leads:
+            return
         slim_pipe, report = run_slim(
             pipe,
             pool,
             budget,
             num_prompts=num_prompts,
             eval_prompts=held_out,
-            sampling=sampling,
-            name=model,
             statistics=statistics,
-            method=method,
-            timestep_weights=timestep_weights,
             rounds=rounds,
+            **gathering,
             **budgeting.allocation(),
         )
         with new_folder(output, force=force) as work:

@@ -17,11 +17,12 @@ from ..estimate import estimate
 from ..feedback import repair_
 from ..files import new_folder, refuse_existing
 from ..plan import Plan
-from ..prompts import read_prompts, split
+from ..prompts import part_of, read_prompts, split
 from ..recipe import copy_pipeline
 from ..report import compare as run_compare
 from ..statistics import Statistics
 from ..store import PLAN_FILE, load, write_into
+from ..team import joined
 from .display import out, plan_table, report_table, say, what_remains
 from .options import (
     PATH,
@@ -36,6 +37,7 @@ from .options import (
     rounds_option,
     sampling_from,
     sampling_options,
+    save_every_option,
     weights_option,
 )
 
@@ -52,6 +54,9 @@ __all__ = ["apply", "calibrate", "compare", "plan"]
 @sampling_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
+@click.option("--resume", is_flag=True, help="Take what is there, also if it is complete.")
+@click.option("--part", metavar="K/N", help="Only the K-th of N parts of the prompts, to merge.")
+@save_every_option
 @force_option
 def calibrate(
     model: str,
@@ -62,20 +67,25 @@ def calibrate(
     method: str,
     timestep_weights: str,
     dry_run: bool,
+    resume: bool,
+    part: str | None,
+    save_every: float,
     force: bool,
     drawing: dict[str, Any],
     opening: Opening,
 ) -> None:
     """Watch MODEL denoise and keep the statistics that every budget needs.
 
-    A calibration that was interrupted goes on where it stopped.
+    A calibration that was interrupted goes on where it stopped. Under torchrun or accelerate
+    launch the processes share the prompts out.
 
     Example: slimdiff calibrate emoji --num-prompts 64 -o emoji-statistics
     """
-    unfinished = not force and Statistics.exists(output) and not Statistics.load(output).complete
-    refuse_existing(output, force or unfinished)
+    begun = output.is_dir() and not (Statistics.exists(output) and _complete(output))
+    refuse_existing(output, force or begun or (resume and Statistics.exists(output)))
     held_out = read_prompts(eval_prompts) if eval_prompts else None
     chosen, _ = split(pool_of(model, prompts), num_prompts, held_out)
+    start, chosen = part_of(chosen, part)
     sampling = sampling_from(model, drawing, {})
     pipe = opening.open(model)
     if dry_run:
@@ -83,15 +93,22 @@ def calibrate(
         click.echo(estimate(pipe, chosen[0], len(chosen), sampling, 1024))
         return
     settings: dict[str, Any] = {"sampling": sampling, "name": model, "method": method}
-    settings["timestep_weights"] = timestep_weights
-    if force and output.exists():
-        shutil.rmtree(output)
-    try:
-        stats = run_calibrate(pipe, chosen, **settings, folder=output)
-    except KeyboardInterrupt:
-        say(what_remains(output))
-        raise
-    out.print(str(stats), highlight=False, soft_wrap=True)
+    settings |= {"timestep_weights": timestep_weights, "save_every": save_every, "start": start}
+    with joined() as team:
+        if force and output.exists() and team.leads:
+            shutil.rmtree(output)
+        team.wait()
+        try:
+            stats = run_calibrate(pipe, chosen, **settings, folder=output)
+        except KeyboardInterrupt:
+            say(what_remains(output))
+            raise
+        if team.leads:
+            out.print(str(stats), highlight=False, soft_wrap=True)
+
+
+def _complete(folder: Path) -> bool:
+    return Statistics.load(folder).complete
 
 
 @click.command()
