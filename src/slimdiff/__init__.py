@@ -12,12 +12,13 @@ from .compression import compress_
 from .errors import SlimdiffError
 from .latency import LatencyTable
 from .loading import register as _register_loader
+from .merging import merge
 from .plan import Plan
 from .profiling import measure_latency
 from .recipe import slim
 from .report import Report, compare
 from .sampling import Sampling
-from .statistics import Statistics, merge
+from .statistics import Statistics
 from .store import load, save
 
 __all__ = [

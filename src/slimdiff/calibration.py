@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
+from torch import Tensor
 from tqdm import tqdm
 
 from . import families
 from .cost import mac_prices
-from .decomposition import METHODS
+from .decomposition import METHODS, Basis
 from .denoiser import check_finite, denoiser, fingerprint, refuse_slim
 from .environment import device_name, float64_device, peak_mib, sums_device, versions
 from .errors import SlimdiffError
-from .gains import gain_calls, gain_prompts, measure_gains
-from .recording import TokenSampling, empty_sums, recording
-from .sampling import IndexedPrompt, Sampling, batches, sample_latents
+from .files import LEFTOVER
+from .gains import (
+    MOST_PROMPTS,
+    Call,
+    gain_calls,
+    gain_groups,
+    gain_prompts,
+    measure_gains,
+)
+from .gathering import SAVE_EVERY, gather, resumed
+from .locking import exclusive
+from .memory import OUT_OF_MEMORY, halved
+from .recording import TokenSampling, empty_sums
+from .sampling import IndexedPrompt, Sampling
 from .sites import moment_mib, refuse_locked
-from .statistics import Header, Source, Statistics, moved, refuse_foreign
+from .statistics import Gain, Header, Source, Statistics, moved
 from .surgery import reader_weights
+from .team import Team
 from .weighting import timestep_weighting
 
 __all__ = ["calibrate", "check_statistics", "finish"]
 
-_SAVE_EVERY = 60.0
-_SAVE_SHARE = 20  # saving takes at most a twentieth of the time, however large the sums
 _GAIN_EVERY = 16
 
 
@@ -42,6 +56,7 @@ def calibrate(
     method: str = "exact",
     timestep_weights: str = "uniform",
     folder: str | Path | None = None,
+    save_every: float = SAVE_EVERY,
 ) -> Statistics:
     """Sample ``prompts`` with the pipeline as it is and return the statistics of its denoiser.
 
@@ -49,16 +64,17 @@ def calibrate(
     list be calibrated apart and merged. At most ``tokens`` tokens of a sequence are read a call
     (None: all). Every sixteenth prompt is kept out of the sums to measure the gains on.
     ``method`` names the closed forms, ``exact`` or ``paper``, and ``timestep_weights`` how much
-    each step counts (:mod:`slimdiff.timesteps`). With ``folder`` the state is saved there about
-    once a minute and at the end, and a calibration with the same settings that stopped there goes
-    on where it was.
+    each step counts (:mod:`slimdiff.timesteps`). With ``folder`` the state is saved there every
+    ``save_every`` seconds and at the end, and a calibration with the same settings that stopped
+    there goes on where it was. In a process group (:mod:`slimdiff.team`) the prompts are shared
+    out, and every process returns the same statistics.
 
     Memory: one float64 matrix of (F+1)^2 a feed-forward and (Hd+1)^2 a reader of an attention;
     with ``folder`` only while sampling, after which sums are read back site by site. Time: the
     sampling itself, at most as much again for the gains.
 
-    Raises SlimdiffError for an unknown denoiser, no prompts, or weights or activations that are
-    not finite.
+    Raises SlimdiffError for an unknown denoiser, no prompts, weights or activations that are not
+    finite, or a folder that another process is at work in.
     """
     if not prompts:
         raise SlimdiffError(
@@ -66,42 +82,95 @@ def calibrate(
         )
     stats = _begin(pipe, list(enumerate(prompts, start)), sampling or Sampling(), tokens, name)
     stats = replace(stats, header=replace(stats.header, timestep_weights=timestep_weights))
-    if folder is not None:
-        stats = _resumed(stats, Path(folder))
-    if stats.complete and stats.header.method == method:
-        return stats
-    stats = _gather(pipe, stats, None if folder is None else Path(folder))
-    stats = finish(pipe, stats, method)
-    if folder is not None:
-        stats.save(folder)
+    place, team = None if folder is None else Path(folder), Team.current()
+    with exclusive(place) if place and team.leads else nullcontext():
+        if place is not None:
+            stats = resumed(stats, place)
+        if stats.complete and stats.header.method == method:
+            return stats
+        stats = finish(pipe, _shared(pipe, stats, place, team, save_every), method)
+        if place is not None:
+            if team.leads:
+                stats.save(place)
+            team.wait()
+            shutil.rmtree(_part(place, team), ignore_errors=True)
     return stats
+
+
+def _shared(
+    pipe: DiffusionPipeline,
+    stats: Statistics,
+    folder: Path | None,
+    team: Team,
+    save_every: float,
+) -> Statistics:
+    """``stats`` with all prompts summed, each process of the team having taken its share."""
+    header = stats.header
+    if header.done == len(header.prompts):
+        return stats
+    weights = timestep_weighting(
+        header.timestep_weights,
+        pipe,
+        header.sites,
+        header.prompts,
+        header.sampling,
+        header.tokens,
+    )
+    if team.size == 1:
+        stats = gather(pipe, stats, folder, weights, save_every)
+        return stats if folder is None else Statistics.load(folder)  # sums are read when used
+    share = tuple(team.share(header.prompts[header.done :]))
+    own = replace(header, prompts=share, gain_prompts=(), done=0, files={})
+    part = Statistics(own, empty_sums(header.sites, denoiser(pipe).device))
+    place = None if folder is None else _part(folder, team)
+    with exclusive(place) if place else nullcontext():
+        if place is not None:
+            part = resumed(part, place)
+        part = gather(pipe, part, place, weights, save_every)
+    team.add_up_(part.sums)
+    for site, tensors in stats.sums.items():
+        for name, total in tensors.items():
+            total += part.sums[site][name]
+    seconds = header.seconds + part.header.seconds
+    peak = max(header.peak_mib, part.header.peak_mib)
+    done = replace(header, done=len(header.prompts), seconds=seconds, peak_mib=peak)
+    return replace(stats, header=done)
+
+
+def _part(folder: Path, team: Team) -> Path:
+    """Where one process of a team keeps its share until all are done."""
+    return folder / f"{LEFTOVER}-part-{team.rank}-of-{team.size}"
 
 
 def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") -> Statistics:
     """Fill in what follows from the sums and the weights: ordered bases, error curves, gains.
 
-    The sums serve every ``method``; finishing again with another one replaces what followed.
+    The sums serve every ``method``; finishing again with another one replaces what followed. A
+    team shares the work out and every process gets all.
     """
     check_statistics(pipe, stats)
     if method not in METHODS:
         raise SlimdiffError(f"Unknown method '{method}'; expected one of {', '.join(METHODS)}.")
     forms = METHODS[method]
     begin, header, model = time.perf_counter(), stats.header, denoiser(pipe)
-    free = [site for site in header.sites if site.locked is None]
+    free, team = [site for site in header.sites if site.locked is None], Team.current()
     place = float64_device(model.device)
     bases = {
         site.name: forms[site.kind].decompose(
             moved(stats.sums[site.name], place), reader_weights(model, site).to(place)
         )
-        for site in tqdm(free, desc="decompose", unit="site", disable=None)
+        for site in tqdm(team.share(free), desc="decompose", unit="site", disable=None)
     }
-    calls = gain_calls(pipe, header)
-    gains = measure_gains(pipe, header, stats.sums, bases, forms, calls)
+    bases = _all_bases(team, bases, [site.name for site in free], place)
+    header, calls = _calls(pipe, header)
+    groups = team.share(gain_groups(header))
+    gains = measure_gains(pipe, groups, stats.sums, bases, forms, calls)
+    batch = min(header.sampling.batch_size, len(gain_prompts(header)))
     header = replace(
         header,
         method=method,
-        gains=gains,
-        macs=mac_prices(model, free, calls[0], len(gain_prompts(header))),
+        gains=_all_gains(team, gains, [site.name for site in free]),
+        macs=mac_prices(model, free, calls[0], batch),
         seconds=header.seconds + time.perf_counter() - begin,
         peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
     )
@@ -166,71 +235,41 @@ def _shared_out(
     return summed, tuple(p for p in prompts if p not in summed)
 
 
-def _prompts(header: Header) -> dict[str, object]:
-    return {"prompts": header.prompts, "gain prompts": header.gain_prompts}
+def _calls(pipe: DiffusionPipeline, header: Header) -> tuple[Header, list[Call]]:
+    """Calls to measure gains on, in batches halved until they fit into memory."""
+    while True:
+        try:
+            return header, gain_calls(pipe, header)
+        except OUT_OF_MEMORY as error:
+            fitting = min(header.sampling.batch_size, MOST_PROMPTS)
+            size = halved(fitting, error.with_traceback(None))
+        header = replace(header, sampling=replace(header.sampling, batch_size=size))
 
 
-def _resumed(fresh: Statistics, folder: Path) -> Statistics:
-    """What ``folder`` already holds of this calibration, or ``fresh``."""
-    refuse_foreign(folder)
-    if not Statistics.exists(folder):
-        return fresh
-    found = Statistics.load(folder)
-    wanted, there = ({**s.header.settings(), **_prompts(s.header)} for s in (fresh, found))
-    differ = [name for name, value in wanted.items() if there[name] != value]
-    if differ:
-        raise SlimdiffError(
-            f"'{folder}' holds statistics with other {', '.join(differ)}. Choose another folder "
-            "(--statistics), or remove this one."
-        )
-    if found.header.done == len(found.header.prompts):
-        return found
-    sums = {
-        site: {k: v.to(fresh.sums[site][k].device) for k, v in tensors.items()}
-        for site, tensors in found.sums.items()
+def _all_bases(
+    team: Team, bases: Mapping[str, Basis], order: Sequence[str], device: torch.device
+) -> dict[str, Basis]:
+    """The bases that all processes found, in the order of the sites."""
+    if team.size == 1:
+        return dict(bases)
+    own = {
+        f"{site}/{name}": tensor
+        for site, basis in bases.items()
+        for name, tensor in {**basis.tensors, "errors": basis.errors}.items()
     }
-    return replace(found, sums=sums)
+    every: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in team.gathered(own).items():
+        site, _, name = key.rpartition("/")
+        every.setdefault(site, {})[name] = tensor.to(device)
+    curves = {site: every[site].pop("errors") for site in order}
+    return {site: Basis(every[site], curves[site]) for site in order}
 
 
-def _gather(pipe: DiffusionPipeline, stats: Statistics, folder: Path | None) -> Statistics:
-    """Sample the prompts not yet summed; save at batch boundaries about once a minute."""
-    header, model = stats.header, denoiser(pipe)
-    if header.done == len(header.prompts):
-        return stats
-    sums = {site: dict(found) for site, found in stats.sums.items()}
-    begin = saved = time.perf_counter()
-    pause = _SAVE_EVERY
-    todo = header.prompts[header.done :]
-    weights = timestep_weighting(
-        header.timestep_weights,
-        pipe,
-        header.sites,
-        header.prompts,
-        header.sampling,
-        header.tokens,
-    )
-    with (
-        recording(model, header.sites, sums, tokens=header.tokens, weights=weights),
-        tqdm(total=len(todo), desc="calibrate", unit="prompt", disable=None) as bar,
-    ):
-        for batch in batches(todo, header.sampling.batch_size):
-            sample_latents(pipe, batch, header.sampling)
-            bar.update(len(batch))
-            now = time.perf_counter()
-            stats = replace(
-                stats,
-                header=replace(
-                    stats.header,
-                    done=stats.header.done + len(batch),
-                    seconds=header.seconds + now - begin,
-                    peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
-                ),
-            )
-            if folder is not None and now - saved > pause:
-                stats.save(folder)
-                saved = time.perf_counter()
-                pause = max(_SAVE_EVERY, _SAVE_SHARE * (saved - now))
-    if folder is None:
-        return stats
-    stats.save(folder)
-    return Statistics.load(folder)  # what follows reads the sums site by site
+def _all_gains(team: Team, gains: Mapping[str, Gain], order: Sequence[str]) -> dict[str, Gain]:
+    """The gains that all processes measured, in the order of the sites."""
+    own = {
+        site: torch.tensor([gain.width, gain.error], dtype=torch.float64)
+        for site, gain in gains.items()
+    }
+    found = {site: pair.tolist() for site, pair in team.gathered(own).items()}
+    return {site: Gain(int(found[site][0]), found[site][1]) for site in order}

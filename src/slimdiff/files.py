@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from .errors import SlimdiffError
 
 __all__ = [
+    "LEFTOVER",
     "check_safetensors",
     "new_folder",
     "read_json",
@@ -30,6 +33,11 @@ __all__ = [
     "write_text",
 ]
 
+LEFTOVER = ".slimdiff"
+"""Temporary names start so: what a killed process leaves behind is never taken for a result."""
+
+_MOST_JSON = 256 * 2**20
+
 
 def refuse_existing(target: Path, force: bool) -> None:
     """Raise SlimdiffError unless ``target`` can be written.
@@ -39,11 +47,11 @@ def refuse_existing(target: Path, force: bool) -> None:
     """
     if not target.name:
         raise SlimdiffError(f"Output '{target}' is no name for an output. Choose another -o.")
-    if target.exists() and not force:
+    if target.exists() and not force and not _only_leftovers(target):
         raise SlimdiffError(
             f"Output '{target}' already exists. Choose another -o, or pass --force to replace it."
         )
-    if target.is_dir() and any(target.iterdir()) and not _ours(target):
+    if target.is_dir() and not _only_leftovers(target) and not _ours(target):
         raise SlimdiffError(
             f"Folder '{target}' was not written by slimdiff; --force does not replace it. Choose "
             "another -o, or remove it yourself."
@@ -54,10 +62,18 @@ def refuse_existing(target: Path, force: bool) -> None:
 
 
 def _ours(folder: Path) -> bool:
-    return any((folder / marker).is_file() for marker in _MARKERS)
+    return any(fnmatch(path.name, marker) for path in folder.iterdir() for marker in _MARKERS)
 
 
-_MARKERS = ("slimdiff_plan.json", "slimdiff_export.json", "statistics.json", "report.json")
+def _only_leftovers(target: Path) -> bool:
+    """Whether ``target`` is a folder without anything that a finished step wrote."""
+    return target.is_dir() and all(p.name.startswith(LEFTOVER) for p in target.iterdir())
+
+
+_MARKERS = (
+    *("slimdiff_plan.json", "slimdiff_export.json", "statistics.json", "report.json"),
+    *("evaluation.json", "sums-[0-9]*.safetensors"),
+)
 
 
 @contextmanager
@@ -106,10 +122,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object; ``what`` names it in errors."""
     try:
+        if (size := path.stat().st_size) > _MOST_JSON:
+            raise SlimdiffError(
+                f"'{path}' is not a {what}: expected at most {_MOST_JSON} bytes, got {size}."
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SlimdiffError(f"No {what} at '{path}'. Check the path.") from None
-    except (UnicodeDecodeError, IsADirectoryError, json.JSONDecodeError) as error:
+    except SlimdiffError:
+        raise
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise SlimdiffError(
             f"'{path}' is not a {what}: expected JSON, got {error}. Make it again."
         ) from None
@@ -121,7 +143,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a safetensors file atomically and return its sha256."""
     with _renamed(path) as work:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work)
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, work)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from error
         return sha256(work)
 
 
@@ -149,12 +174,14 @@ def check_safetensors(place: Path) -> None:
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{LEFTOVER}-{path.name}.", dir=path.parent)
     os.close(handle)
     work = Path(name)
     try:
         yield work
         work.chmod(0o666 & ~_umask())
+        with work.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(work, path)
     finally:
         work.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ Ours; it replaces the propagation weights of ARA (Roy et al., SlimDiff, 2025, ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,16 +28,19 @@ from tqdm import tqdm
 from .decomposition import Basis, Method
 from .denoiser import denoiser, output_of, timestep_of
 from .environment import float64_device
+from .errors import SlimdiffError
 from .policies.ara import stream_share
-from .sampling import IndexedPrompt, Sampling, sample_latents
+from .sampling import IndexedPrompt, Sampling, batches, sample_latents
 from .sites import Site
-from .statistics import Gain, Header
+from .statistics import Gain, Header, moved
 from .surgery import trial
 
 __all__ = [
+    "MOST_PROMPTS",
     "Call",
     "capture_calls",
     "gain_calls",
+    "gain_groups",
     "gain_prompts",
     "grouped",
     "measure_gains",
@@ -45,7 +49,7 @@ __all__ = [
 ]
 
 _STEPS = 4
-_PROMPTS = 4
+MOST_PROMPTS = 4
 _LARGE = 200e6  # parameters; below that a pass a site is cheap in any case
 
 
@@ -60,16 +64,17 @@ class Call:
 
 def measure_gains(
     pipe: DiffusionPipeline,
-    header: Header,
+    groups: Sequence[Sequence[Site]],
     sums: Mapping[str, Mapping[str, Tensor]],
     bases: Mapping[str, Basis],
     method: Mapping[str, Method],
     calls: Sequence[Call],
 ) -> dict[str, Gain]:
-    """One gain for every unlocked site, at half its width; costs one pass of the calls a group."""
+    """One gain for every site of ``groups``, at half its width; costs one pass of the calls each.
+
+    Raises SlimdiffError naming the sites at which the output is not finite.
+    """
     model = denoiser(pipe)
-    free = [site for site in header.sites if site.locked is None]
-    groups = grouped(free, _extent(header).passes)
     place = float64_device(model.device)
     gains: dict[str, Gain] = {}
     for group in tqdm(groups, desc="gains", unit="pass", disable=None):
@@ -81,6 +86,11 @@ def measure_gains(
                 )
                 cuts.enter_context(trial(model, site, maps))
             error = output_error(model, calls)
+        if not math.isfinite(error):
+            raise SlimdiffError(
+                f"With site {_told(widths)}, the denoiser's output holds NaN or infinity; "
+                "expected finite numbers. Try --dtype float32 or bfloat16."
+            )
         said = {
             site.name: stream_share(
                 bases[site.name].errors, sums[site.name]["energy"], widths[site.name]
@@ -92,6 +102,16 @@ def measure_gains(
             part = share / whole if whole > 0 else 1 / len(group)
             gains[name] = Gain(widths[name], error * part)
     return gains
+
+
+def _told(widths: Mapping[str, int]) -> str:
+    return " and ".join(f"'{site}' cut to width {width}" for site, width in widths.items())
+
+
+def gain_groups(header: Header) -> list[list[Site]]:
+    """The unlocked sites, in groups that are cut together and share what the cut does."""
+    free = [site for site in header.sites if site.locked is None]
+    return grouped(free, _extent(header).passes)
 
 
 def grouped(sites: Sequence[Site], count: int) -> list[list[Site]]:
@@ -156,7 +176,7 @@ def _extent(header: Header) -> _Extent:
     if header.source.parameters > _LARGE:
         sampled = max(0, sampled - all_steps)  # the run that the calls are taken from
         steps = min(steps, max(1, sampled // sites))
-    prompts = max(1, min(_PROMPTS, sampled // (sites * steps)))
+    prompts = max(1, min(MOST_PROMPTS, sampled // (sites * steps)))
     if header.source.parameters <= _LARGE:
         return _Extent(prompts, steps, sites)
     return _Extent(prompts, steps, min(sites, max(1, sampled // (prompts * steps))))
@@ -175,7 +195,8 @@ def capture_calls(
 
     handle = denoiser(pipe).register_forward_hook(keep, with_kwargs=True)
     try:
-        sample_latents(pipe, prompts, sampling)
+        for batch in batches(prompts, sampling.batch_size):
+            sample_latents(pipe, batch, sampling)
     finally:
         handle.remove()
     wanted = {int((i + 0.5) * len(order) / steps) for i in range(min(steps, len(order)))}

@@ -1,8 +1,10 @@
-"""Pictures for people: a before/after grid with the prompts as captions."""
+"""Pictures for people: a before/after grid with the prompts as captions, pairs, differences."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from .fidelity import Pictures
 
-__all__ = ["before_after", "to_image"]
+__all__ = ["before_after", "difference", "pair_files", "save_pairs", "shown_first", "to_image"]
 
+_FIRST, _CHANGED = 16, 4
+_HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _CELL, _GAP, _LINE, _LINES, _MARGIN = 160, 10, 15, 3, 62
 
 
@@ -19,6 +23,40 @@ def to_image(picture: Tensor) -> Image.Image:
     """A picture (3, H, W) in [0, 1] as an 8-bit image."""
     array = (picture.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     return Image.fromarray(array)
+
+
+def shown_first(ssim: Sequence[float]) -> list[int]:
+    """Pictures worth keeping: the first, and of the rest those that changed most, by SSIM."""
+    rest = sorted(range(_FIRST, len(ssim)), key=lambda i: ssim[i])
+    return [*range(min(_FIRST, len(ssim))), *rest[:_CHANGED]]
+
+
+def pair_files(folder: Path, number: int) -> tuple[Path, Path]:
+    """Where the dense and the slim picture of prompt ``number`` are kept under ``folder``."""
+    place = folder / "pictures"
+    return place / f"{number:04d}-dense.png", place / f"{number:04d}-slim.png"
+
+
+def save_pairs(pictures: Pictures, numbers: Sequence[int], folder: Path) -> None:
+    """Write the dense and slim pictures of these prompts under ``folder``."""
+    (folder / "pictures").mkdir(exist_ok=True)
+    for i in numbers:
+        for picture, path in zip(
+            (pictures.dense[i], pictures.slim[i]), pair_files(folder, i), strict=True
+        ):
+            to_image(picture).save(path)
+
+
+def difference(dense: Image.Image, slim: Image.Image, full: float) -> Image.Image:
+    """Absolute difference, the largest of the three channels, from black over red to yellow.
+
+    ``full``, in 0..255, is where the colours end.
+    """
+    a, b = (np.asarray(image.convert("RGB"), dtype=float) for image in (dense, slim))
+    level = np.abs(a - b).max(-1) / full * (len(_HEAT) - 1)
+    places, colours = np.arange(len(_HEAT)), np.array(_HEAT)
+    channels = [np.interp(level, places, colours[:, c]) for c in range(3)]
+    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
 def before_after(pictures: Pictures, title: str, count: int = 16, columns: int = 8) -> Image.Image:

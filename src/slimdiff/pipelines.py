@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -41,10 +42,16 @@ def preset(model: str) -> Preset | None:
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The named device, or the best there is: CUDA, then MPS, then CPU."""
+    """The named device, or the best there is: CUDA, then MPS, then CPU.
+
+    Of several processes that a launcher started on one machine, each gets a GPU of its own.
+    """
     if name is None:
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            own = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+            return (
+                torch.device("cuda", own) if "LOCAL_RANK" in os.environ else torch.device("cuda")
+            )
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         torch.zeros(1, device=name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import SlimdiffError
 from .sampling import IndexedPrompt
 
-__all__ = ["HELD_OUT_FROM", "read_prompts", "split"]
+__all__ = ["HELD_OUT_FROM", "part_of", "read_prompts", "split"]
 
 HELD_OUT_FROM = 1_000_000
 
@@ -63,3 +64,21 @@ def split(
             "Give more --prompts, or other --eval-prompts."
         )
     return calibration, list(enumerate(held_out, HELD_OUT_FROM))
+
+
+def part_of(prompts: Sequence[str], part: str | None) -> tuple[int, list[str]]:
+    """The K-th of N consecutive parts of ``prompts``, and the index of its first; None is all.
+
+    Raises SlimdiffError unless ``part`` is K/N with 1 <= K <= N and no part is empty.
+    """
+    if part is None:
+        return 0, list(prompts)
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
+    k, n = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= k <= n <= len(prompts):
+        raise SlimdiffError(
+            f"Part '{part}' is not a part of {len(prompts)} prompts; expected K/N like 1/4, with "
+            "K from 1 to N and at least one prompt a part."
+        )
+    start, end = (len(prompts) * i // n for i in (k - 1, k))
+    return start, list(prompts[start:end])

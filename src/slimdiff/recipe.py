@@ -21,6 +21,7 @@ from .deadline import Clock, plan_in_time, start_clock
 from .denoiser import component, denoiser, refuse_slim
 from .feedback import repair_
 from .gains import gain_calls, output_error
+from .gathering import SAVE_EVERY
 from .interactions import apart, with_shares
 from .plan import Plan
 from .prices import price_lists
@@ -53,13 +54,15 @@ def slim(
     rounds: int = 0,
     name: str = "",
     statistics: str | Path | None = None,
+    save_every: float = SAVE_EVERY,
 ) -> tuple[DiffusionPipeline, Report]:
     """Slim a pipeline to ``budget`` and compare the result with it. ``pipe`` stays as it is.
 
     ``prompts`` is the pool: its last tenth (at least 8), or ``eval_prompts``, is held out for the
     comparison and the first ``num_prompts`` of the rest calibrate. ``statistics`` is a folder to
-    keep the calibration in, or to take it from. ``method`` names the closed forms and
-    ``timestep_weights`` how much each step counts; ``rounds`` of error feedback follow the cut
+    keep the calibration in, or to take it from, saved every ``save_every`` seconds. ``method``
+    names the closed forms and ``timestep_weights`` how much each step counts; ``rounds`` of error
+    feedback follow the cut
     (:mod:`slimdiff.feedback`). Returns the slim pipeline, which shares every
     component but the denoiser with ``pipe``, and the report.
 
@@ -78,11 +81,12 @@ def slim(
         method=method,
         timestep_weights=timestep_weights,
         folder=statistics,
+        save_every=save_every,
     )
     slim_pipe = cut(pipe, stats, budget, clock=clock, **options)
     if rounds:
         repair_(pipe, slim_pipe, stats, rounds)
-    return slim_pipe, compare(pipe, slim_pipe, held_out, sampling=sampling)
+    return slim_pipe, compare(pipe, slim_pipe, held_out, sampling=sampling, statistics=stats)
 
 
 def cut(

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from .decomposition import of_reader
-from .denoiser import timestep_of
+from .denoiser import output_of, timestep_of
 from .environment import float64_device
 from .errors import SlimdiffError
 from .sites import Part, Site
@@ -79,11 +79,14 @@ def recording(
     """Add the moments of every denoiser call inside the ``with`` block to ``sums``, in place.
 
     ``weights`` gives ``w_t`` for a site and a timestep. Raises SlimdiffError naming site and
-    timestep if an activation is not finite.
+    timestep if an activation is not finite, or the timestep if only the output is not.
     """
     call = _Call()
     modules = dict(model.named_modules())
-    handles = [model.register_forward_pre_hook(_follow(call), with_kwargs=True)]
+    handles = [
+        model.register_forward_pre_hook(_follow(call), with_kwargs=True),
+        model.register_forward_hook(_check_output(call)),
+    ]
     try:
         for site in sites:
             if site.locked is None:
@@ -113,6 +116,18 @@ def _zeros(site: Site, device: torch.device) -> dict[str, Tensor]:
 def _follow(call: _Call) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call.timestep = timestep_of(args, kwargs)
+
+    return hook
+
+
+def _check_output(call: _Call) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
+        value = out if isinstance(out, Tensor) else output_of(out)
+        if not bool(torch.isfinite(value).all()):
+            raise SlimdiffError(
+                f"The output of {type(module).__name__} holds NaN or infinity at timestep "
+                f"{call.timestep:g}; expected finite numbers. Try --dtype float32 or bfloat16."
+            )
 
     return hook
 

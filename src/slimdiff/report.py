@@ -18,12 +18,17 @@ from .errors import SlimdiffError
 from .fidelity import Fidelity, Pictures, measure_fidelity
 from .files import write_json, write_text
 from .gains import one_call
-from .pictures import before_after
+from .markdown import markdown
+from .page import write_page
+from .pictures import before_after, save_pairs, shown_first
 from .plan import Plan
 from .prompts import HELD_OUT_FROM
 from .sampling import IndexedPrompt, Sampling
+from .statistics import Statistics
 
 __all__ = ["Report", "Saving", "compare"]
+
+_POINTS = 48
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Saving:
 @dataclass(frozen=True)
 class Report:
     """What :func:`compare` found. ``params``, ``pool`` and ``macs`` are of the denoiser, ``bytes``
-    its weights at equal dtype; times are of one denoiser call at the calibration's batch."""
+    its weights at equal dtype; times are of one denoiser call at the calibration's batch.
+    ``curves`` are the error curves the plan was made from, site by site, if they were at hand."""
 
     params: Saving
     pool: Saving
@@ -53,13 +59,14 @@ class Report:
     sampling: Sampling
     device: str
     pictures: Pictures = field(repr=False)
+    curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         plan, time = self.plan, self.step_time
-        wanted = ("prompts", "steps", "seconds", "peak_mib")
-        calibration = {**plan.calibration.get("sampling", {}), **plan.calibration}
         return {
+            "model": plan.calibration.get("model") or plan.denoiser,
+            "denoiser": plan.denoiser,
             "params": _saving(self.params),
             "pool": _saving(self.pool),
             "macs": _saving(self.macs),
@@ -74,11 +81,19 @@ class Report:
             "predicted_noise_rel_mse": plan.predicted_error,
             "budget": {k: v for k, v in plan.budget.items() if v is not None},
             "policy": plan.policy,
-            "calibration": {k: calibration.get(k) for k in wanted},
+            "method": plan.method,
+            "multiple": plan.multiple,
+            "calibration": _calibration(plan),
             "evaluation": {"prompts": len(self.pictures.prompts), **self.sampling.to_dict()},
             "seed": self.sampling.seed,
             "versions": versions(),
             "device": self.device,
+            "sites": [
+                {"name": s, "full": b, "width": a, "parameters": n, "share": e}
+                for s, b, a, n, e in plan.rows()
+            ],
+            "curves": dict(self.curves),
+            "pictures": self._shown(),
         }
 
     def __str__(self) -> str:
@@ -90,17 +105,27 @@ class Report:
             f"SSIM {f.ssim:.3f}"
         )
 
+    def _shown(self) -> list[dict[str, Any]]:
+        """Prompts and scores of the pictures that are kept: the first and the most changed."""
+        samples, prompts = self.fidelity.samples, self.pictures.prompts
+        return [
+            {"prompt": prompts[i], "number": i, **{k: v[i] for k, v in samples.items()}}
+            for i in shown_first(samples["ssim"])
+        ]
+
     def save(self, folder: str | Path) -> None:
-        """Write report.json, report.md and before_after.png into ``folder``."""
+        """Write report.html, report.json, report.md, before_after.png and pictures/ there."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "report.json", self.to_dict())
-        write_text(folder / "report.md", _markdown(self))
+        write_text(folder / "report.md", markdown(self))
         title = (
             f"{self.plan.calibration.get('model', 'dense')} before, and after slimming to "
             f"{self.params.kept:.0%} of the denoiser's parameters: same prompts, same noise"
         )
         before_after(self.pictures, title).save(folder / "before_after.png")
+        save_pairs(self.pictures, shown_first(self.fidelity.samples["ssim"]), folder)
+        write_page(folder)
 
 
 def compare(
@@ -109,11 +134,13 @@ def compare(
     prompts: Sequence[str] | Sequence[IndexedPrompt],
     *,
     sampling: Sampling | None = None,
+    statistics: Statistics | None = None,
 ) -> Report:
     """Compare a slim pipeline with the dense one it came from, on prompts it was not cut by.
 
     Both draw the same prompts from the same noise; prompts without an index are numbered from
-    ``HELD_OUT_FROM``, as those that ``slim`` holds out. Raises SlimdiffError if ``slim`` is not
+    ``HELD_OUT_FROM``, as those that ``slim`` holds out. With ``statistics``, the report shows the
+    error curves the plan was made from. Raises SlimdiffError if ``slim`` is not
     slim or was cut from another model than ``dense``, or if there are no prompts.
     """
     plan, sampling = plan_of(slim), sampling or Sampling()
@@ -136,6 +163,7 @@ def compare(
         plan=plan,
         sampling=sampling,
         device=device_name(torch.device(after.device)),
+        curves=_curves(statistics, plan),
     )
 
 
@@ -167,59 +195,23 @@ def _saving(saving: Saving) -> dict[str, float | int]:
     return {"dense": saving.dense, "slim": saving.slim, "kept": saving.kept}
 
 
-def _markdown(report: Report) -> str:
-    """The report for people, tables with units."""
-    r, f, t = report, report.fidelity, report.step_time
-    rows = [
-        ("parameters", f"{r.params.dense:,}", f"{r.params.slim:,}", f"{r.params.kept:.1%}"),
-        ("slimmable pool", f"{r.pool.dense:,}", f"{r.pool.slim:,}", f"{r.pool.kept:.1%}"),
-        ("multiply-adds a step (G)", *_pair(r.macs, 1e9), f"{r.macs.kept:.1%}"),
-        ("weights (MiB, equal dtype)", *_pair(r.bytes, 2**20), f"{r.bytes.kept:.1%}"),
-        ("time a step (ms)", f"{t.dense_ms:.1f}", f"{t.slim_ms:.1f}", f"{t.ratio:.1%}"),
-    ]
-    budget = ", ".join(f"{k}={v}" for k, v in r.plan.budget.items() if v is not None)
-    lines = [
-        f"# {r.plan.calibration.get('model', r.plan.denoiser)}, slimmed",
-        "",
-        f"Asked: {budget}, policy {r.plan.policy}, widths in multiples of {r.plan.multiple}.",
-        "",
-        "![before and after](before_after.png)",
-        "",
-        "| | dense | slim | kept |",
-        "|---|---|---|---|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        "| error against the dense pipeline | |",
-        "|---|---|",
-        f"| denoiser output, relative squared error (predicted {r.plan.predicted_error:.2e}) "
-        f"| {f.noise_rel_mse:.2e} |",
-        f"| final latents, relative squared error | {f.latent_rel_mse:.2e} |",
-        f"| PSNR of the pictures (dB) | {f.psnr_db:.1f} |",
-        f"| SSIM of the pictures | {f.ssim:.3f} |",
-        "",
-        *_circumstances(report),
-        "",
-        "| site | width | parameters kept | share of predicted error |",
-        "|---|---|---|---|",
-        *(f"| {s} | {b} -> {a} | {p:,} | {e:.1%} |" for s, b, a, p, e in r.plan.rows()),
-    ]
-    return "\n".join(lines) + "\n"
+def _calibration(plan: Plan) -> dict[str, Any]:
+    """How the plan's statistics were gathered, on one level."""
+    found = {**plan.calibration.get("sampling", {}), **plan.calibration}
+    wanted = ("model", "prompts", "seconds", "peak_mib", "steps", "guidance", "seed", "tokens")
+    return {k: found.get(k) for k in (*wanted, "timestep_weights", "dtype", "device")}
 
 
-def _pair(saving: Saving, unit: float) -> tuple[str, str]:
-    return f"{saving.dense / unit:.2f}", f"{saving.slim / unit:.2f}"
+def _curves(statistics: Statistics | None, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Share of the site's own output lost at up to ``_POINTS`` widths, the chosen one among them.
 
-
-def _circumstances(report: Report) -> list[str]:
-    calibration: Mapping[str, Any] = report.plan.calibration
-    s = report.sampling
-    return [
-        f"Compared on {len(report.pictures.prompts)} held-out prompts, {s.steps} steps, guidance "
-        f"{s.guidance if s.guidance is not None else 'default'}, batch {s.batch_size}, seed "
-        f"{s.seed}, on {report.device}. Multiply-adds leave out norms, activations, softmax.",
-        "",
-        f"Calibrated on {calibration.get('prompts')} prompts in {calibration.get('seconds')} s, "
-        f"peak memory {calibration.get('peak_mib')} MiB, on {calibration.get('device')}.",
-        "",
-        "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
-    ]
+    Statistics that the plan was not made from have nothing to say.
+    """
+    if statistics is None or statistics.header.source.hash != plan.model_hash:
+        return {}
+    found = {}
+    for site, width in plan.widths.items():
+        errors, full = statistics.bases[site].errors, plan.full[site]
+        widths = sorted({*range(0, full + 1, -(-full // _POINTS)), width, full})
+        found[site] = {"widths": widths, "errors": [float(errors[w]) for w in widths]}
+    return found

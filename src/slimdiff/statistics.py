@@ -1,16 +1,18 @@
 """What calibration leaves behind: one folder that serves every budget.
 
 ``statistics.json`` says where the model came from and how it was sampled, and names the tensor
-files with their checksums; ``sums-*.safetensors`` hold the additive sums, one file a site and read
-only when asked for, since those of a large model exceed its weights; ``bases-*.safetensors`` the
-ordered bases and error curves that follow from them. The JSON is replaced last and atomically, so
-a folder is always one consistent state, also after a crash.
+files with their checksums, and its own; ``sums-*.safetensors`` hold the additive sums, one file a
+site and read only when asked for, since those of a large model exceed its weights;
+``bases-*.safetensors`` the ordered bases and error curves that follow from them. The JSON is
+replaced last and atomically, so a folder is always one consistent state, also after a crash.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,18 @@ from torch import Tensor
 
 from .decomposition import Basis
 from .errors import SlimdiffError
-from .files import read_json, sha256, write_json, write_tensors
+from .files import LEFTOVER, read_json, sha256, write_json, write_tensors
 from .prices import Linear
-from .recording import Sums, TokenSampling
+from .recording import TokenSampling
 from .sampling import Sampling
 from .sites import Site
 
-__all__ = ["Gain", "Header", "Source", "Statistics", "merge", "moved", "refuse_foreign"]
+__all__ = ["Gain", "Header", "Source", "Statistics", "moved", "refuse_foreign"]
 
 FORMAT = 1
 _FILE = "statistics.json"
-_OWN = re.compile(r"(sums|bases)-\d{6}-\w+\.safetensors")
+_OWN = re.compile(r"(sums|bases)-\d{6,}-\w+\.safetensors")
+_ABANDONED = re.compile(rf"{_OWN.pattern}|{re.escape(LEFTOVER)}-(sums|bases|{_FILE}).*")
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,10 @@ class Statistics:
             flat = {n: {**b.tensors, "errors": b.errors} for n, b in self.bases.items()}
             name = f"bases-{stamp}.safetensors"
             files[name] = write_tensors(folder / name, _flatten(flat))
-        write_json(folder / _FILE, asdict(replace(self.header, files=files)))
+        value = asdict(replace(self.header, files=files))
+        write_json(folder / _FILE, {**value, "checksum": _checksum(value)})
         for old in folder.iterdir():
-            if _OWN.fullmatch(old.name) and old.name not in files:
+            if old.name not in files and _ABANDONED.fullmatch(old.name):
                 old.unlink()
 
     def _sums_there(self, folder: Path) -> dict[str, str]:
@@ -213,72 +217,43 @@ def moved(moments: Mapping[str, Tensor], device: torch.device) -> dict[str, Tens
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise SlimdiffError if ``folder`` holds files but no statistics."""
-    if folder.is_dir() and any(folder.iterdir()) and not Statistics.exists(folder):
+    """Raise SlimdiffError if ``folder`` holds files but no statistics, begun or whole."""
+    if Statistics.exists(folder) or not folder.is_dir():
+        return
+    if any(not (_OWN.fullmatch(p.name) or p.name.startswith(LEFTOVER)) for p in folder.iterdir()):
         raise SlimdiffError(
             f"Folder '{folder}' holds other files and no {_FILE}; expected statistics, an empty "
             "folder or a new name. Choose another folder."
         )
 
 
-def merge(parts: Sequence[Statistics]) -> Statistics:
-    """Add statistics of one model over disjoint prompts. Bases and gains are stale afterwards.
-
-    Raises SlimdiffError if models, sampling or sites differ, or if a prompt index occurs twice.
-    """
-    if not parts:
-        raise SlimdiffError("Nothing to merge: expected at least one Statistics.")
-    first = parts[0]
-    prompts: list[tuple[int, str]] = []
-    gain_prompts: list[tuple[int, str]] = []
-    sums: Sums = {name: {k: v.clone() for k, v in s.items()} for name, s in first.sums.items()}
-    for part in parts:
-        differ = [k for k, v in part.header.settings().items() if v != first.header.settings()[k]]
-        if differ:
-            raise SlimdiffError(
-                f"Statistics cannot be merged: their {', '.join(differ)} differ. Calibrate all "
-                "parts with the same model and settings."
-            )
-        prompts += part.header.prompts[: part.header.done]
-        gain_prompts += part.header.gain_prompts
-        if part is not first:
-            for name, found in part.sums.items():
-                for key, value in found.items():
-                    sums[name][key] += value
-    indices = [index for index, _ in prompts + gain_prompts]
-    if len(set(indices)) != len(indices):
-        raise SlimdiffError(
-            "Statistics cannot be merged: some prompt indices occur twice. Split the prompts "
-            "without overlap and give each part its own start index."
-        )
-    header = replace(
-        first.header,
-        prompts=tuple(sorted(prompts)),
-        gain_prompts=tuple(sorted(gain_prompts)),
-        done=len(prompts),
-        gains={},
-        seconds=sum(part.header.seconds for part in parts),
-        peak_mib=max(part.header.peak_mib for part in parts),
-        files={},
-    )
-    return Statistics(header, sums)
-
-
 def _read_header(path: Path) -> Header:
     value = read_json(path, "statistics folder")
+    checksum = value.pop("checksum", None)
     if value.get("format") != FORMAT:
         raise SlimdiffError(
             f"'{path}' has format {value.get('format')}; expected {FORMAT}. "
             "Run slimdiff calibrate again."
         )
     try:
-        return TypeAdapter(Header).validate_python(value)
+        header = TypeAdapter(Header).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise SlimdiffError(
             f"'{path}' is damaged at '{place}': {first['msg']}. Run slimdiff calibrate again."
         ) from None
+    if checksum is not None and checksum != _checksum(value):
+        raise SlimdiffError(
+            f"'{path}' does not match its own checksum; it was damaged or edited. Run slimdiff "
+            "calibrate again."
+        )
+    return header
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    """sha256 of a JSON object, however it is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _sites_in(path: Path) -> set[str]:

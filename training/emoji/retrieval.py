@@ -8,51 +8,14 @@ whose own caption is among the first k. Chance is k / n, with n about 1,900.
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPProcessor
 
+from slimdiff.judge import load_judge
 from training.emoji.common import MAX_TOKENS, Drawing, caption
 
 RANKS = (1, 5)
-
-
-class TensorFeatures(nn.Module):
-    """A `CLIPModel` whose feature methods return tensors, as torchmetrics' CLIPScore expects.
-
-    Since version 5, transformers returns an output object instead.
-    """
-
-    def __init__(self, model: CLIPModel) -> None:
-        super().__init__()
-        self.model = model
-
-    @property
-    def config(self) -> object:
-        """The configuration of the wrapped model."""
-        return self.model.config
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Projected image embeddings, not normalised."""
-        return self._tensor(self.model.get_image_features(pixel_values=pixel_values))
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Projected text embeddings, not normalised."""
-        return self._tensor(
-            self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-        )
-
-    @staticmethod
-    def _tensor(output: Tensor | SimpleNamespace) -> Tensor:
-        return output if isinstance(output, Tensor) else output.pooler_output
-
-
-def load_judge(folder: Path) -> tuple[TensorFeatures, CLIPProcessor]:
-    """Model and processor, in the form torchmetrics' CLIPScore takes from a callable."""
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-    return TensorFeatures(model), CLIPProcessor.from_pretrained(folder)
 
 
 class Judge:

@@ -1,28 +1,34 @@
 """The ``slimdiff`` command. Commands parse, call the library and print; they hold no logic.
 
 Exit codes: 0 success, 2 bad input or a request that cannot be met (a message, no traceback),
-130 after Ctrl-C.
+130 after Ctrl-C or a request to end (SIGTERM).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 
 import click
-import torch
+from safetensors import SafetensorError
 
 from .. import __version__
 from ..errors import SlimdiffError
+from ..memory import OUT_OF_MEMORY
 from .bench import bench
 from .draw import generate
+from .evaluate import evaluate
 from .export import export
+from .finish import finish
 from .inspection import inspect
 from .job import slim
 from .lora import lora
+from .merge import merge
 from .prompts import prompts
+from .report import report
 from .steps import apply, calibrate, compare, plan
 from .sweep import sweep
 
@@ -41,25 +47,17 @@ def cli() -> None:
     _quiet_hosts()
 
 
-for _command in (
-    slim,
-    calibrate,
-    plan,
-    apply,
-    compare,
-    bench,
-    sweep,
-    inspect,
-    generate,
-    prompts,
-    export,
-    lora,
-):
+_COMMANDS = (
+    *(slim, calibrate, merge, finish, plan, apply, compare, evaluate, report),
+    *(bench, sweep, inspect, generate, prompts, export, lora),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -71,12 +69,15 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         sys.exit(130)
-    except torch.OutOfMemoryError as error:
-        _fail(f"Out of memory ({str(error).splitlines()[0]}). Lower --batch-size.")
+    except OUT_OF_MEMORY as error:
+        reason = "".join(str(error).splitlines()[:1])
+        _fail(f"Out of memory with a single prompt ({reason}). Lower --width and --height.")
     except OSError as error:
         _fail(
             f"{error.strerror or error}: '{error.filename or '-'}'. Check space and permissions."
         )
+    except SafetensorError as error:
+        _fail(f"A tensor file cannot be read or written ({error}). Check space and permissions.")
     except Exception as error:
         if _VERBOSE in os.environ:
             raise
@@ -85,6 +86,12 @@ def main() -> None:
             f"Unexpected {type(error).__name__}: {''.join(reason)}. This is a bug in slimdiff or "
             f"its surroundings; set {_VERBOSE}=1 to see where it happened."
         )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..calibration import calibrate as run_calibrate
 from ..classes import suited_pool
 from ..errors import SlimdiffError
 from ..estimate import estimate
@@ -17,6 +18,7 @@ from ..recipe import refuse_unreachable
 from ..recipe import slim as run_slim
 from ..statistics import Statistics
 from ..store import write_into
+from ..team import joined
 from .display import report_table, say, what_remains
 from .options import (
     PATH,
@@ -31,6 +33,7 @@ from .options import (
     rounds_option,
     sampling_from,
     sampling_options,
+    save_every_option,
     weights_option,
 )
 
@@ -52,6 +55,7 @@ DEFAULT_POOL = "0.6"
 @sampling_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
+@save_every_option
 @force_option
 def slim(
     model: str,
@@ -64,6 +68,7 @@ def slim(
     timestep_weights: str,
     rounds: int,
     dry_run: bool,
+    save_every: float,
     force: bool,
     budgeting: Budgeting,
     drawing: dict[str, Any],
@@ -92,22 +97,32 @@ def slim(
     named = statistics is not None
     statistics = statistics or output.with_name(f"{output.name}-statistics")
     _refuse_nested(output, statistics)
-    if force and not named and Statistics.exists(statistics):
-        shutil.rmtree(statistics)
+    gathering: dict[str, Any] = {
+        "sampling": sampling,
+        "name": model,
+        "method": method,
+        "timestep_weights": timestep_weights,
+        "save_every": save_every,
+    }
     say(f"Calibrating on {len(calibration)} prompts; kept in {statistics}")
     try:
+        with joined() as team:
+            if force and not named and Statistics.exists(statistics) and team.leads:
+                shutil.rmtree(statistics)
+            team.wait()
+            if team.size > 1:
+                run_calibrate(pipe, calibration, folder=statistics, **gathering)
+        if not team.leads:
+            return
         slim_pipe, report = run_slim(
             pipe,
             pool,
             budget,
             num_prompts=num_prompts,
             eval_prompts=held_out,
-            sampling=sampling,
-            name=model,
             statistics=statistics,
-            method=method,
-            timestep_weights=timestep_weights,
             rounds=rounds,
+            **gathering,
             **budgeting.allocation(),
         )
         with new_folder(output, force=force) as work:
@@ -117,7 +132,7 @@ def slim(
         say(f"{output} was not written. {what_remains(statistics)}")
         raise
     report_table(report)
-    say(f"Slim pipeline in {output}; pictures in {output / 'report' / 'before_after.png'}")
+    say(f"Slim pipeline in {output}; look at {output / 'report' / 'report.html'}")
 
 
 def _refuse_nested(output: Path, statistics: Path) -> None:

@@ -17,6 +17,7 @@ from ..allocation import DEFAULT_POLICY
 from ..budget import Budget
 from ..calibration import check_statistics
 from ..decomposition import METHODS
+from ..gathering import SAVE_EVERY
 from ..pipelines import open_pipeline, preset, resolve_device
 from ..policies import POLICIES
 from ..prompts import read_prompts
@@ -36,6 +37,7 @@ __all__ = [
     "rounds_option",
     "sampling_from",
     "sampling_options",
+    "save_every_option",
     "weights_option",
 ]
 
@@ -175,6 +177,15 @@ method_option = click.option(
     default="exact",
     show_default=True,
     help="Closed forms: ours, or the published ones.",
+)
+
+
+save_every_option = click.option(
+    "--save-every",
+    type=click.FloatRange(0),
+    default=SAVE_EVERY,
+    show_default=True,
+    help="Seconds between two saves of a calibration.",
 )
 
 

@@ -23,6 +23,7 @@ from ..recipe import copy_pipeline, decide
 from ..report import compare as run_compare
 from ..statistics import Statistics
 from ..store import PLAN_FILE, load, write_into
+from ..team import joined
 from .display import out, plan_table, report_table, say, what_remains
 from .options import (
     PATH,
@@ -37,6 +38,7 @@ from .options import (
     rounds_option,
     sampling_from,
     sampling_options,
+    save_every_option,
     weights_option,
 )
 
@@ -53,6 +55,9 @@ __all__ = ["apply", "calibrate", "compare", "plan"]
 @sampling_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
+@click.option("--resume", is_flag=True, help="Take what is there, also if it is complete.")
+@click.option("--part", metavar="K/N", help="Only the K-th of N parts of the prompts, to merge.")
+@save_every_option
 @force_option
 def calibrate(
     model: str,
@@ -63,38 +68,50 @@ def calibrate(
     method: str,
     timestep_weights: str,
     dry_run: bool,
+    resume: bool,
+    part: str | None,
+    save_every: float,
     force: bool,
     drawing: dict[str, Any],
     opening: Opening,
 ) -> None:
     """Watch MODEL denoise and keep the statistics that every budget needs.
 
-    A calibration that was interrupted goes on where it stopped.
+    A calibration that was interrupted goes on where it stopped. Under torchrun or accelerate
+    launch the processes share the prompts out.
 
     Example: slimdiff calibrate emoji --num-prompts 64 -o emoji-statistics
     """
-    unfinished = not force and Statistics.exists(output) and not Statistics.load(output).complete
-    refuse_existing(output, force or unfinished)
+    begun = output.is_dir() and not (Statistics.exists(output) and _complete(output))
+    refuse_existing(output, force or begun or (resume and Statistics.exists(output)))
     held_out = read_prompts(eval_prompts) if eval_prompts else None
     pool = pool_of(model, prompts)
-    split(pool, num_prompts, held_out)  # refuses before the model is read
+    part_of(split(pool, num_prompts, held_out)[0], part)  # refuses before the model is read
     sampling = sampling_from(model, drawing, {})
     pipe = opening.open(model)
     chosen, _ = split(pool if prompts else suited_pool(pipe, pool), num_prompts, held_out)
+    start, chosen = part_of(chosen, part)
     if dry_run:
         say("Dry run; nothing is written.")
         click.echo(estimate(pipe, chosen[0], len(chosen), sampling, 1024))
         return
     settings: dict[str, Any] = {"sampling": sampling, "name": model, "method": method}
-    settings["timestep_weights"] = timestep_weights
-    if force and output.exists():
-        shutil.rmtree(output)
-    try:
-        stats = run_calibrate(pipe, chosen, **settings, folder=output)
-    except KeyboardInterrupt:
-        say(what_remains(output))
-        raise
-    out.print(str(stats), highlight=False, soft_wrap=True)
+    settings |= {"timestep_weights": timestep_weights, "save_every": save_every, "start": start}
+    with joined() as team:
+        if force and output.exists() and team.leads:
+            shutil.rmtree(output)
+        team.wait()
+        try:
+            stats = run_calibrate(pipe, chosen, **settings, folder=output)
+        except KeyboardInterrupt:
+            say(what_remains(output))
+            raise
+        if team.leads:
+            out.print(str(stats), highlight=False, soft_wrap=True)
+
+
+def _complete(folder: Path) -> bool:
+    return Statistics.load(folder).complete
 
 
 @click.command()
@@ -162,6 +179,7 @@ def apply(
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the report.")
 @click.option("--prompts", type=PATH, help="Prompt pool; its last tenth is compared on.")
 @click.option("--eval-prompts", type=PATH, help="Prompts to compare on, one a line.")
+@click.option("--statistics", type=PATH, help="Show the error curves of this calibration too.")
 @sampling_options
 @model_options
 @force_option
@@ -171,6 +189,7 @@ def compare(
     output: Path,
     prompts: Path | None,
     eval_prompts: Path | None,
+    statistics: Path | None,
     force: bool,
     drawing: dict[str, Any],
     opening: Opening,
@@ -185,6 +204,7 @@ def compare(
             f"'{slim}' is not a slim folder: it has no {PLAN_FILE}. Make one with slimdiff slim."
         )
     provenance = Plan.load(slim / PLAN_FILE).calibration
+    stats = Statistics.load(statistics) if statistics else None
     held_out = read_prompts(eval_prompts) if eval_prompts else None
     pool = [] if held_out and not prompts else pool_of(dense, prompts)
     split(pool, 1, held_out)  # refuses before the model is read
@@ -193,8 +213,8 @@ def compare(
     pool = pool if prompts or not pool else suited_pool(dense_pipe, pool)
     _, chosen = split(pool, 1, held_out)
     slim_pipe = load(slim, device=dense_pipe.device, dtype=denoiser(dense_pipe).dtype)
-    report = run_compare(dense_pipe, slim_pipe, chosen, sampling=sampling)
+    report = run_compare(dense_pipe, slim_pipe, chosen, sampling=sampling, statistics=stats)
     with new_folder(output, force=force) as work:
         report.save(work)
     report_table(report)
-    say(f"Report in {output}")
+    say(f"Report in {output / 'report.html'}")

@@ -1,0 +1,55 @@
+"""Adds statistics that were gathered apart: by other machines, at other times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .errors import SlimdiffError
+from .recording import Sums
+from .statistics import Statistics
+
+__all__ = ["merge"]
+
+
+def merge(parts: Sequence[Statistics]) -> Statistics:
+    """Add statistics of one model over disjoint prompts. Bases and gains are stale afterwards.
+
+    Raises SlimdiffError if models, sampling or sites differ, or if a prompt index occurs twice.
+    """
+    if not parts:
+        raise SlimdiffError("Nothing to merge: expected at least one Statistics.")
+    first = parts[0]
+    prompts: list[tuple[int, str]] = []
+    gain_prompts: list[tuple[int, str]] = []
+    sums: Sums = {name: {k: v.clone() for k, v in s.items()} for name, s in first.sums.items()}
+    for part in parts:
+        differ = [k for k, v in part.header.settings().items() if v != first.header.settings()[k]]
+        if differ:
+            raise SlimdiffError(
+                f"Statistics cannot be merged: their {', '.join(differ)} differ. Calibrate all "
+                "parts with the same model and settings."
+            )
+        prompts += part.header.prompts[: part.header.done]
+        gain_prompts += part.header.gain_prompts
+        if part is not first:
+            for name, found in part.sums.items():
+                for key, value in found.items():
+                    sums[name][key] += value
+    indices = [index for index, _ in prompts + gain_prompts]
+    if len(set(indices)) != len(indices):
+        raise SlimdiffError(
+            "Statistics cannot be merged: some prompt indices occur twice. Split the prompts "
+            "without overlap and give each part its own start index."
+        )
+    header = replace(
+        first.header,
+        prompts=tuple(sorted(prompts)),
+        gain_prompts=tuple(sorted(gain_prompts)),
+        done=len(prompts),
+        gains={},
+        seconds=sum(part.header.seconds for part in parts),
+        peak_mib=max(part.header.peak_mib for part in parts),
+        files={},
+    )
+    return Statistics(header, sums)

@@ -1,0 +1,326 @@
+"""What happens when things break: kills at any write, locks, full disks, memory, NaN, signals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from test_cli import run
+from tiny import prompt_file, tiny_folder, tiny_pipeline
+
+import slimdiff
+from slimdiff import gathering
+from slimdiff.locking import exclusive
+from slimdiff.memory import halving
+from slimdiff.sampling import sample_latents
+from slimdiff.statistics import Statistics
+
+SAMPLING = slimdiff.Sampling(steps=2, guidance=3.0, batch_size=2)
+PROMPTS = [f"thing {i}" for i in range(4)]
+SMALL = ["--steps", "2", "--batch-size", "2", "--guidance", "3", "--device", "cpu"]
+CALIBRATE = ["calibrate", "model", "--prompts", "prompts.txt", "--num-prompts", "4", *SMALL]
+
+
+def calibrated(folder, **options):
+    return slimdiff.calibrate(
+        tiny_pipeline(), PROMPTS, sampling=SAMPLING, folder=folder, save_every=0, **options
+    )
+
+
+def checksums(folder) -> dict[str, str]:
+    return dict(Statistics.load(folder).header.files)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted calibration, saved."""
+    folder = tmp_path_factory.mktemp("whole") / "stats"
+    calibrated(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("faults")
+    tiny_folder(root / "model")
+    prompt_file(root / "prompts.txt")
+    return root
+
+
+def killed_at(write: int, folder: Path) -> bool:
+    """Calibrate in a forked process that dies by SIGKILL at its ``write``-th rename."""
+    pid = os.fork()
+    if pid == 0:
+        original, count = os.replace, 0
+
+        def deadly(source, target):
+            nonlocal count
+            count += 1
+            if count == write:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(source, target)
+
+        os.replace = deadly
+        calibrated(folder)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def test_killed_at_any_write_the_calibration_resumes_to_the_same_bytes(whole, tmp_path):
+    writes = 0
+    while True:
+        folder = tmp_path / f"stats-{writes}"
+        if not killed_at(writes + 1, folder):
+            break
+        writes += 1
+        if Statistics.exists(folder):
+            assert not Statistics.load(folder).complete
+        calibrated(folder)
+        assert checksums(folder) == checksums(whole), writes
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"statistics.json", *checksums(folder)}, writes
+    assert writes >= 8
+
+
+def test_the_command_resumes_after_a_kill_before_the_first_save(place):
+    folder = place / "early"
+    folder.mkdir()
+    (folder / ".slimdiff.lock").touch()
+    (folder / ".slimdiff-sums-000002-partial.safetensors.abc").write_bytes(b"torn")
+    (folder / "sums-000002-partial.safetensors").write_bytes(b"whole, but not named yet")
+    result = run(*CALIBRATE, "-o", "early", cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert Statistics.load(folder).complete
+    assert {p.name for p in folder.iterdir()} == {"statistics.json", *checksums(folder)}
+
+
+def test_a_complete_calibration_is_taken_with_resume_and_refused_without(place):
+    assert run(*CALIBRATE, "-o", "twice", cwd=place).returncode == 0
+    stamp = (place / "twice/statistics.json").stat().st_mtime_ns
+    refused = run(*CALIBRATE, "-o", "twice", cwd=place)
+    assert refused.returncode == 2
+    assert "already exists" in refused.stderr
+    assert run(*CALIBRATE, "-o", "twice", "--resume", cwd=place).returncode == 0
+    assert (place / "twice/statistics.json").stat().st_mtime_ns == stamp
+
+
+def forked(work) -> tuple[int, int]:
+    """Do ``work()`` in a forked process; its id, and where its result comes out as JSON."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writer, json.dumps(work()).encode())
+        os._exit(0)
+    os.close(writer)
+    return pid, reader
+
+
+def result_of(pid: int, reader: int):
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    return json.loads(text)
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
+    def enter():
+        try:
+            with exclusive(tmp_path / "stats"):
+                return "entered"
+        except slimdiff.SlimdiffError as error:
+            return str(error)
+
+    with exclusive(tmp_path / "stats"):
+        message = result_of(*forked(enter))
+        assert f"Another slimdiff process is at work in '{tmp_path / 'stats'}'" in message
+    assert not (tmp_path / "stats").exists()
+    assert result_of(*forked(enter)) == "entered"
+
+
+def test_calibrate_refuses_a_folder_in_use_and_leaves_it_alone(whole):
+    before = {p.name: p.stat().st_mtime_ns for p in whole.iterdir()}
+    lock = FileLock(whole / ".slimdiff.lock", timeout=0)
+    with lock, pytest.raises(slimdiff.SlimdiffError, match="Another slimdiff process"):
+        calibrated(whole)
+    (whole / ".slimdiff.lock").unlink(missing_ok=True)
+    assert {p.name: p.stat().st_mtime_ns for p in whole.iterdir()} == before
+
+
+def test_edited_statistics_are_refused(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "stats")
+    path = tmp_path / "stats/statistics.json"
+    value = json.loads(path.read_text())
+    value["gains"][next(iter(value["gains"]))]["error"] *= 2
+    path.write_text(json.dumps(value))
+    with pytest.raises(slimdiff.SlimdiffError, match="does not match its own checksum"):
+        Statistics.load(tmp_path / "stats")
+
+
+def out_of_memory_above(size, monkeypatch):
+    """Sampling fails on batches larger than ``size``, after the hooks have seen a step."""
+    sizes = []
+
+    def scarce(pipe, prompts, sampling):
+        sizes.append(len(prompts))
+        if len(prompts) > size:
+            sample_latents(pipe, prompts, replace(sampling, steps=1))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample_latents(pipe, prompts, sampling)
+
+    monkeypatch.setattr(gathering, "sample_latents", scarce)
+    return sizes
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_out_of_memory_halves_the_batch_aloud_and_counts_nothing_twice(
+    kept, tmp_path, monkeypatch, caplog
+):
+    halves = replace(SAMPLING, batch_size=1)
+    expected = slimdiff.calibrate(tiny_pipeline(), PROMPTS, sampling=halves)
+    sizes = out_of_memory_above(1, monkeypatch)
+    folder = tmp_path / "stats" if kept else None
+    with caplog.at_level(logging.WARNING):
+        found = calibrated(folder)
+    assert "Out of memory with 2 prompts a batch; going on with 1" in caplog.text
+    assert sizes == [2, *[1] * 4]
+    assert found.header.sampling.batch_size == 1
+    for site, tensors in expected.sums.items():
+        for name, total in tensors.items():
+            assert torch.equal(found.sums[site][name], total), (site, name)
+
+
+def test_out_of_memory_later_goes_back_to_what_was_saved(tmp_path, monkeypatch):
+    calls = []
+
+    def scarce(pipe, prompts, sampling):
+        calls.append([index for index, _ in prompts])
+        if len(calls) == 2:
+            raise MemoryError
+        return sample_latents(pipe, prompts, sampling)
+
+    monkeypatch.setattr(gathering, "sample_latents", scarce)
+    assert calibrated(tmp_path / "stats").complete
+    assert calls == [[0, 1], [2, 3], [2], [3]]
+
+
+def test_out_of_memory_with_one_prompt_ends_the_command(place, monkeypatch):
+    out_of_memory_above(0, monkeypatch)
+    result = run(*CALIBRATE, "-o", "huge", cwd=place)
+    assert result.returncode == 2
+    assert "Out of memory with a single prompt" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_halving_does_every_prompt_once_in_order():
+    done = []
+
+    def work(batch):
+        if len(batch) > 3:
+            raise MemoryError
+        done.extend(batch)
+        return len(batch)
+
+    prompts = [(i, "x") for i in range(11)]
+    sizes = [size for _, size in halving(prompts, 8, work)]
+    assert done == prompts
+    assert sizes == [2] * 5 + [1]
+    with pytest.raises(MemoryError):
+        list(halving(prompts, 1, lambda batch: work([0] * 4)))
+
+
+def test_nan_in_the_output_names_the_step():
+    pipe = tiny_pipeline()
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.fill_(3e38)
+    with pytest.raises(
+        slimdiff.SlimdiffError,
+        match=r"output of UNet2DConditionModel holds NaN or infinity at timestep \d+",
+    ):
+        slimdiff.calibrate(pipe, PROMPTS[:2], sampling=SAMPLING)
+
+
+def test_nan_when_a_site_is_cut_names_the_site(monkeypatch):
+    from slimdiff import gains
+
+    monkeypatch.setattr(gains, "output_error", lambda model, calls: float("nan"))
+    with pytest.raises(
+        slimdiff.SlimdiffError, match=r"With site '.*\.qk' cut to width \d+, the denoiser's output"
+    ):
+        slimdiff.calibrate(tiny_pipeline(), PROMPTS[:2], sampling=SAMPLING)
+
+
+def test_no_room_on_the_disk(place):
+    import resource
+
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        result = run(*CALIBRATE, "-o", "full", cwd=place)
+        return result.returncode, result.stderr[-2000:]
+
+    code, stderr = result_of(*forked(work))
+    assert code == 2, stderr
+    assert "Traceback" not in stderr
+    assert "Check space and permissions" in stderr
+    assert not (place / "full").exists()
+
+
+def test_a_place_where_nothing_can_be_written(place):
+    result = run(*CALIBRATE, "-o", "/proc/slimdiff/stats", cwd=place)
+    assert result.returncode == 2
+    assert "Check space and permissions" in result.stderr
+
+
+def test_sigterm_ends_like_ctrl_c_and_the_next_run_goes_on(place):
+    long = [*CALIBRATE, "-o", "ended", "--save-every", "0", "--steps", "40"]
+
+    def work():
+        result = run(*long, cwd=place)
+        return result.returncode, result.stderr[-2000:]
+
+    pid, reader = forked(work)
+    deadline = time.time() + 300
+    while not (place / "ended/statistics.json").exists():
+        assert time.time() < deadline
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGTERM)
+    code, stderr = result_of(pid, reader)
+    assert code == 130, stderr
+    assert "prompts are kept in ended: run the same command" in " ".join(stderr.split())
+    assert 0 < Statistics.load(place / "ended").header.done <= 4
+    assert run(*long, cwd=place).returncode == 0
+    assert Statistics.load(place / "ended").complete
+
+
+def test_parts_merged_and_finished_equal_the_whole(place):
+    settings = [*CALIBRATE, "--batch-size", "1"]
+    for part in ("1/2", "2/2"):
+        made = run(*settings, "--part", part, "-o", f"part{part[0]}", cwd=place)
+        assert made.returncode == 0, made.stderr
+    assert run("merge", "part1", "part2", "-o", "merged", cwd=place).returncode == 0
+    assert not Statistics.load(place / "merged").complete
+    refused = run("plan", "merged", "--pool", "0.8", "-o", "p.json", cwd=place)
+    assert refused.returncode == 2
+    assert "incomplete or were merged" in " ".join(refused.stderr.split())
+    assert run("finish", "model", "merged", cwd=place).returncode == 0
+    assert run(*settings, "-o", "one", cwd=place).returncode == 0
+    merged, one = Statistics.load(place / "merged"), Statistics.load(place / "one")
+    assert merged.complete
+    assert merged.header.prompts == one.header.prompts
+    for site, tensors in one.sums.items():
+        for name, total in tensors.items():
+            torch.testing.assert_close(merged.sums[site][name], total, rtol=1e-12, atol=1e-12)
+    again = run("merge", "part1", "part1", "-o", "double", cwd=place)
+    assert "some prompt indices occur twice" in " ".join(again.stderr.split())
+    bad = run(*settings, "--part", "3/2", "-o", "bad", cwd=place)
+    assert "Part '3/2' is not a part of 4 prompts; expected K/N" in " ".join(bad.stderr.split())
