@@ -18,7 +18,7 @@ from ..estimate import estimate
 from ..feedback import repair_
 from ..files import new_folder, refuse_existing
 from ..plan import Plan
-from ..prompts import read_prompts, split
+from ..prompts import part_of, read_prompts, split
 from ..recipe import copy_pipeline, decide
 from ..report import compare as run_compare
 from ..statistics import Statistics
