@@ -19,7 +19,8 @@ from .gains import measure_gains
 from .recording import TokenSampling, empty_sums, recording
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
 from .sites import moment_mib, refuse_locked
-from .statistics import Header, Source, Statistics, moved, refuse_foreign
+from .statistics import Header, Source, Statistics, refuse_foreign
+from .sums import moved
 from .surgery import reader_weights
 from .weighting import timestep_weighting
 
@@ -94,12 +95,19 @@ def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") ->
         )
         for site in tqdm(free, desc="decompose", unit="site", disable=None)
     }
+    decomposed = time.perf_counter()
     gains = measure_gains(pipe, header, stats.sums, bases, forms)
+    end = time.perf_counter()
     header = replace(
         header,
         method=method,
         gains=gains,
-        seconds=header.seconds + time.perf_counter() - begin,
+        seconds=header.seconds + end - begin,
+        phases={
+            **header.phases,
+            "decomposition": decomposed - begin,
+            "gains": end - decomposed,
+        },
         peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
     )
     return Statistics(header, stats.sums, bases)
@@ -220,6 +228,7 @@ def _gather(pipe: DiffusionPipeline, stats: Statistics, folder: Path | None) -> 
                     stats.header,
                     done=stats.header.done + len(batch),
                     seconds=header.seconds + now - begin,
+                    phases={"sampling": header.phases.get("sampling", 0.0) + now - begin},
                     peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
                 ),
             )

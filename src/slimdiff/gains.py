@@ -31,6 +31,7 @@ from .policies.ara import stream_share
 from .sampling import IndexedPrompt, Sampling, sample_latents
 from .sites import Site
 from .statistics import Gain, Header
+from .sums import moved
 from .surgery import trial
 
 __all__ = ["Call", "capture_calls", "gain_calls", "grouped", "measure_gains", "output_error"]

@@ -10,14 +10,12 @@ a folder is always one consistent state, also after a crash.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,8 +25,9 @@ from .files import read_json, sha256, write_json, write_tensors
 from .recording import Sums, TokenSampling
 from .sampling import Sampling
 from .sites import Site
+from .sums import SumsOnDisk, flatten, unflatten
 
-__all__ = ["Gain", "Header", "Source", "Statistics", "merge", "moved", "refuse_foreign"]
+__all__ = ["Gain", "Header", "Source", "Statistics", "merge", "refuse_foreign"]
 
 FORMAT = 1
 _FILE = "statistics.json"
@@ -61,6 +60,7 @@ class Header:
 
     ``prompts`` are summed, ``done`` of them so far; ``gain_prompts`` are not, so that gains are
     measured on prompts the bases have not seen. ``method`` names the closed forms behind both.
+    ``phases`` says what the ``seconds`` went into.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -76,6 +76,7 @@ class Header:
     timestep_weights: str = "uniform"
     gains: Mapping[str, Gain] = field(default_factory=dict)
     seconds: float = 0.0
+    phases: Mapping[str, float] = field(default_factory=dict)
     peak_mib: float = 0.0
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -117,12 +118,13 @@ class Statistics:
     def __str__(self) -> str:
         h = self.header
         state = "complete" if self.complete else "incomplete"
+        phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in h.phases.items())
         return (
             f"Statistics of {h.source.name} ({h.source.denoiser}, "
             f"{h.source.parameters / 1e6:.1f} M parameters, {h.source.dtype}): "
             f"{h.done} of {len(h.prompts)} prompts x {h.sampling.steps} steps, "
-            f"{sum(s.locked is None for s in h.sites)} sites, {state}; took {h.seconds:.0f} s, "
-            f"peak memory {h.peak_mib:.0f} MiB"
+            f"{sum(s.locked is None for s in h.sites)} sites, {state}; took {h.seconds:.0f} s "
+            f"({phases}), peak memory {h.peak_mib:.0f} MiB"
         )
 
     def save(self, folder: str | Path) -> None:
@@ -133,11 +135,11 @@ class Statistics:
         files = self._sums_there(folder)
         for i, (site, found) in enumerate(() if files else self.sums.items()):
             name = f"sums-{stamp}_{i:04d}.safetensors"
-            files[name] = write_tensors(folder / name, _flatten({site: found}))
+            files[name] = write_tensors(folder / name, flatten({site: found}))
         if self.bases:
             flat = {n: {**b.tensors, "errors": b.errors} for n, b in self.bases.items()}
             name = f"bases-{stamp}.safetensors"
-            files[name] = write_tensors(folder / name, _flatten(flat))
+            files[name] = write_tensors(folder / name, flatten(flat))
         write_json(folder / _FILE, asdict(replace(self.header, files=files)))
         for old in folder.iterdir():
             if _OWN.fullmatch(old.name) and old.name not in files:
@@ -145,7 +147,7 @@ class Statistics:
 
     def _sums_there(self, folder: Path) -> dict[str, str]:
         """Files of the sums that ``folder`` holds already, since they were opened there."""
-        if not isinstance(self.sums, _OnDisk) or not self.sums.lies_in(folder):
+        if not isinstance(self.sums, SumsOnDisk) or not self.sums.lies_in(folder):
             return {}
         return {k: v for k, v in self.header.files.items() if k.startswith("sums")}
 
@@ -154,7 +156,7 @@ class Statistics:
         """Open a folder and check every file against its checksum; sums are read when used."""
         folder = Path(folder)
         header = _read_header(folder / _FILE)
-        sums: dict[str, Path] = {}
+        files: list[Path] = []
         found: dict[str, dict[str, Tensor]] = {}
         for name, digest in header.files.items():
             path = folder / Path(name).name
@@ -164,49 +166,26 @@ class Statistics:
                     "statistics are damaged. Run slimdiff calibrate again."
                 )
             if name.startswith("bases"):
-                found |= _unflatten(load_file(path))
+                found |= unflatten(load_file(path))
             else:
-                sums |= dict.fromkeys(_sites_in(path), path)
+                files.append(path)
         bases = {
             name: Basis({k: v for k, v in basis.items() if k != "errors"}, basis["errors"])
             for name, basis in found.items()
         }
         free = {site.name for site in header.sites if site.locked is None}
+        sums = SumsOnDisk(files)
         if set(sums) != free or not set(bases) <= free:
             raise SlimdiffError(
                 f"The sums in '{folder}' do not belong to the sites in {_FILE}; statistics "
                 "are damaged. Run slimdiff calibrate again."
             )
-        return cls(header, _OnDisk(sums), bases)
+        return cls(header, sums, bases)
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
         """Whether ``folder`` holds statistics."""
         return (Path(folder) / _FILE).is_file()
-
-
-class _OnDisk(Mapping[str, Mapping[str, Tensor]]):
-    """Site -> its sums, read from the site's file every time they are asked for."""
-
-    def __init__(self, paths: Mapping[str, Path]) -> None:
-        self._paths = paths
-
-    def lies_in(self, folder: Path) -> bool:
-        return all(path.parent.resolve() == folder.resolve() for path in self._paths.values())
-
-    def __getitem__(self, site: str) -> Mapping[str, Tensor]:
-        return _unflatten(load_file(self._paths[site]))[site]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-
-def moved(moments: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The sums of one site on ``device``."""
-    return {name: tensor.to(device) for name, tensor in moments.items()}
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -254,6 +233,7 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
         gain_prompts=tuple(sorted(gain_prompts)),
         done=len(prompts),
         gains={},
+        phases={},
         seconds=sum(part.header.seconds for part in parts),
         peak_mib=max(part.header.peak_mib for part in parts),
         files={},
@@ -276,20 +256,3 @@ def _read_header(path: Path) -> Header:
         raise SlimdiffError(
             f"'{path}' is damaged at '{place}': {first['msg']}. Run slimdiff calibrate again."
         ) from None
-
-
-def _sites_in(path: Path) -> set[str]:
-    with safe_open(path, framework="pt") as file:
-        return {name.rpartition("/")[0] for name in file.keys()}
-
-
-def _flatten(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{site}/{name}": t for site, found in nested.items() for name, t in found.items()}
-
-
-def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    nested: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in flat.items():
-        site, _, name = key.rpartition("/")
-        nested.setdefault(site, {})[name] = tensor
-    return nested
