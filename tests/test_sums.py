@@ -8,7 +8,7 @@ from helpers import statistics
 from tiny import tiny_pipeline
 
 import slimdiff
-from slimdiff import Statistics, calibration, environment
+from slimdiff import SlimdiffError, Statistics, calibration, environment
 from slimdiff import statistics as statistics_module
 from slimdiff.environment import sums_device
 from slimdiff.sums import SumsOnDisk, flatten, moved, unflatten
@@ -84,6 +84,13 @@ def test_sums_stay_off_a_gpu_that_they_would_fill(monkeypatch):
     assert sums_device(gpu, 2048) == gpu
     assert sums_device(gpu, 2049) == torch.device("cpu")
     assert sums_device(torch.device("mps"), 1) == torch.device("cpu")
+
+
+def test_weights_that_are_not_in_memory_are_refused():
+    pipe = tiny_pipeline()
+    pipe.unet.to("meta")
+    with pytest.raises(SlimdiffError, match=r"is not in memory.*use enable_model_cpu_offload\(\)"):
+        slimdiff.calibrate(pipe, ["a", "b"], sampling=SAMPLING)
 
 
 @pytest.mark.parametrize("way", ["model offload", "group offload", "device map"])

@@ -119,12 +119,13 @@ class Statistics:
         h = self.header
         state = "complete" if self.complete else "incomplete"
         phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in h.phases.items())
+        phases = f" ({phases})" if phases else ""
         return (
             f"Statistics of {h.source.name} ({h.source.denoiser}, "
             f"{h.source.parameters / 1e6:.1f} M parameters, {h.source.dtype}): "
             f"{h.done} of {len(h.prompts)} prompts x {h.sampling.steps} steps, "
-            f"{sum(s.locked is None for s in h.sites)} sites, {state}; took {h.seconds:.0f} s "
-            f"({phases}), peak memory {h.peak_mib:.0f} MiB"
+            f"{sum(s.locked is None for s in h.sites)} sites, {state}; took {h.seconds:.0f} s"
+            f"{phases}, peak memory {h.peak_mib:.0f} MiB"
         )
 
     def save(self, folder: str | Path) -> None:
