@@ -91,9 +91,15 @@ def watched(request):
 def test_there_are_sites_of_every_kind_the_family_has(watched):
     assert watched.free
     assert len({site.name for site in watched.sites}) == len(watched.sites)
+    starts: dict[str, list[int]] = {}
     for site in watched.sites:
         for part in site.parts:
             assert isinstance(watched.model.get_submodule(part.linear), nn.Linear)
+        for linear in {part.linear for part in site.parts}:
+            first = min(part.start for part in site.parts if part.linear == linear)
+            starts.setdefault(linear, []).append(first)
+    # Last slab first, so that cutting sites in order moves no slab to come.
+    assert all(found == sorted(found, reverse=True) for found in starts.values())
 
 
 def test_hooks_leave_nothing(watched):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from test_cli import refused, run
 from tiny_models import PIPELINES, SIZES, build
 
@@ -55,11 +56,44 @@ def test_slim_does_the_whole_job_on(name, place):
 
     slim = slimdiff.load(place / f"{name}-slim")
     assert denoiser(slim).num_parameters() == report["params"]["slim"]
-    sizes = dict(zip(SIZES.get(name, [])[::2], map(int, SIZES.get(name, [])[1::2]), strict=True))
-    options = {option.strip("-").replace("-", "_"): value for option, value in sizes.items()}
-    images, _ = draw(slim, [(0, "thing 1")], Sampling(steps=2, guidance=3.0, **options))
+    sampling = Sampling(steps=2, guidance=3.0, **sizes(name))
+    images, _ = draw(slim, [(0, "thing 1")], sampling)
     assert images.shape[:2] == (1, 3)
     assert bool(torch.isfinite(images).all())
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan"])
+def test_a_folder_with_its_own_class_loads_and_draws_the_same(name, place):
+    saved(place, name)
+    pipe = slimdiff.load(slim_folder(place, name))
+    made = run(
+        "export", f"{name}-cut", "--self-contained", "-o", f"{name}-alone",
+        cwd=place,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    alone = DiffusionPipeline.from_pretrained(place / f"{name}-alone", trust_remote_code=True)
+    sampling = Sampling(steps=2, guidance=3.0, **sizes(name))
+    expected, _ = draw(pipe, [(0, "thing 1")], sampling)
+    found, _ = draw(alone, [(0, "thing 1")], sampling)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def slim_folder(place, name):
+    """A slim pipeline with narrower values than queries, refitted in one round."""
+    made = run(
+        "slim", name, "-o", f"{name}-cut", "--pool", "0.7", "--multiple", "2", "--rounds", "1",
+        "--method", "paper", "--only", "*.vo", "--only", "*.ffn", "--policy", "ara",
+        "--prompts", "prompts.txt", "--eval-prompts", "others.txt", "--num-prompts", "2",
+        *SMALL, *SIZES.get(name, []), cwd=place,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return place / f"{name}-cut"
+
+
+def sizes(name):
+    """The pipeline's size options as keyword arguments of ``Sampling``."""
+    words = [word.strip("-").replace("-", "_") for word in SIZES.get(name, [])]
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
 
 def test_without_prompts_a_class_pipeline_calibrates_on_its_classes(place):

@@ -69,7 +69,7 @@ def test_exists_tells_statistics_from_other_folders(saved, tmp_path):
 @pytest.mark.parametrize("prefix", ["sums", "bases"])
 @pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
 def test_damaged_tensor_files_are_refused_by_name(saved, prefix, damage):
-    (path,) = saved.glob(f"{prefix}-*.safetensors")
+    path = min(saved.glob(f"{prefix}-*.safetensors"))
     data = path.read_bytes()
     if damage == "missing":
         path.unlink()
@@ -121,6 +121,9 @@ def test_statistics_print_what_they_are():
     text = str(statistics())
     assert "tiny (UNet2DConditionModel" in text
     assert "4 of 4 prompts x 3 steps, 20 sites, complete" in text
+    assert "took 2 s, peak memory 100 MiB" in text
+    phases = {"sampling": 1.0, "gains": 0.5}
+    assert "(sampling 1 s, gains 0 s)" in str(statistics(phases=phases))
 
 
 def test_a_header_without_gains_or_prompts_to_come_is_incomplete():

@@ -20,6 +20,7 @@ that may be cut. *Locked*: query-key projections that must stay whole. *At pool 
 the largest common share of its width, in multiples of 8, that keeps at most 60 % of the pool.
 *Least*: what is left with every site cut to width 8. *Moments*: memory of the float64 sums of a
 calibration, and of the largest single site.
+
 """
 
 _COLUMNS = (

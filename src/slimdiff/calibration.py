@@ -35,7 +35,8 @@ from .memory import OUT_OF_MEMORY, halved
 from .recording import TokenSampling, empty_sums
 from .sampling import IndexedPrompt, Sampling
 from .sites import moment_mib, refuse_locked
-from .statistics import Gain, Header, Source, Statistics, moved
+from .statistics import Gain, Header, Source, Statistics
+from .sums import moved
 from .surgery import reader_weights
 from .team import Team
 from .weighting import timestep_weighting
@@ -162,16 +163,24 @@ def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") ->
         for site in tqdm(team.share(free), desc="decompose", unit="site", disable=None)
     }
     bases = _all_bases(team, bases, [site.name for site in free], place)
+    decomposed = time.perf_counter()
     header, calls = _calls(pipe, header)
     groups = team.share(gain_groups(header))
     gains = measure_gains(pipe, groups, stats.sums, bases, forms, calls)
+    gains = _all_gains(team, gains, [site.name for site in free])
     batch = min(header.sampling.batch_size, len(gain_prompts(header)))
+    end = time.perf_counter()
     header = replace(
         header,
         method=method,
-        gains=_all_gains(team, gains, [site.name for site in free]),
+        gains=gains,
         macs=mac_prices(model, free, calls[0], batch),
-        seconds=header.seconds + time.perf_counter() - begin,
+        seconds=header.seconds + end - begin,
+        phases={
+            **header.phases,
+            "decomposition": decomposed - begin,
+            "gains": end - decomposed,
+        },
         peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
     )
     return Statistics(header, stats.sums, bases)

@@ -66,8 +66,13 @@ def output_of(result: Any) -> Tensor:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise SlimdiffError naming the first weight that holds NaN or infinity."""
+    """Raise SlimdiffError naming the first weight that is not there or not finite."""
     for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise SlimdiffError(
+                f"Weight '{name}' of {type(model).__name__} is not in memory; expected weights on "
+                "a device. Instead of sequential or disk offload use enable_model_cpu_offload()."
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise SlimdiffError(
                 f"Weight '{name}' of {type(model).__name__} holds NaN or infinity; expected "

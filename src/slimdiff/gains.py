@@ -32,7 +32,8 @@ from .errors import SlimdiffError
 from .policies.ara import stream_share
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
 from .sites import Site
-from .statistics import Gain, Header, moved
+from .statistics import Gain, Header
+from .sums import moved
 from .surgery import trial
 
 __all__ = [

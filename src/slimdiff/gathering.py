@@ -116,6 +116,7 @@ def _summed(
                 stats.header,
                 done=stats.header.done + len(batch),
                 seconds=header.seconds + now - begin,
+                phases={"sampling": header.phases.get("sampling", 0.0) + now - begin},
                 peak_mib=max(header.peak_mib, peak_mib(pipe.device)),
             )
             stats = replace(stats, header=progress)

@@ -48,6 +48,7 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
         gain_prompts=tuple(sorted(gain_prompts)),
         done=len(prompts),
         gains={},
+        phases={},
         seconds=sum(part.header.seconds for part in parts),
         peak_mib=max(part.header.peak_mib for part in parts),
         files={},

@@ -12,14 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,6 +28,7 @@ from .prices import Linear
 from .recording import TokenSampling
 from .sampling import Sampling
 from .sites import Site
+from .sums import SumsOnDisk, flatten, unflatten
 
 __all__ = ["Gain", "Header", "Source", "Statistics", "moved", "refuse_foreign"]
 
@@ -65,7 +64,8 @@ class Header:
 
     ``prompts`` are summed, ``done`` of them so far; ``gain_prompts`` are not, so that gains are
     measured on prompts the bases have not seen. ``method`` names the closed forms behind both.
-    ``macs``: what widths cost in multiply-adds, of one denoiser call for one prompt.
+    ``macs``: what widths cost in multiply-adds, of one denoiser call for one prompt. ``phases``
+    says what the ``seconds`` went into.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -82,6 +82,7 @@ class Header:
     gains: Mapping[str, Gain] = field(default_factory=dict)
     macs: Linear | None = None
     seconds: float = 0.0
+    phases: Mapping[str, float] = field(default_factory=dict)
     peak_mib: float = 0.0
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -123,12 +124,14 @@ class Statistics:
     def __str__(self) -> str:
         h = self.header
         state = "complete" if self.complete else "incomplete"
+        phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in h.phases.items())
+        phases = f" ({phases})" if phases else ""
         return (
             f"Statistics of {h.source.name} ({h.source.denoiser}, "
             f"{h.source.parameters / 1e6:.1f} M parameters, {h.source.dtype}): "
             f"{h.done} of {len(h.prompts)} prompts x {h.sampling.steps} steps, "
-            f"{sum(s.locked is None for s in h.sites)} sites, {state}; took {h.seconds:.0f} s, "
-            f"peak memory {h.peak_mib:.0f} MiB"
+            f"{sum(s.locked is None for s in h.sites)} sites, {state}; took {h.seconds:.0f} s"
+            f"{phases}, peak memory {h.peak_mib:.0f} MiB"
         )
 
     def save(self, folder: str | Path) -> None:
@@ -139,11 +142,11 @@ class Statistics:
         files = self._sums_there(folder)
         for i, (site, found) in enumerate(() if files else self.sums.items()):
             name = f"sums-{stamp}_{i:04d}.safetensors"
-            files[name] = write_tensors(folder / name, _flatten({site: found}))
+            files[name] = write_tensors(folder / name, flatten({site: found}))
         if self.bases:
             flat = {n: {**b.tensors, "errors": b.errors} for n, b in self.bases.items()}
             name = f"bases-{stamp}.safetensors"
-            files[name] = write_tensors(folder / name, _flatten(flat))
+            files[name] = write_tensors(folder / name, flatten(flat))
         value = asdict(replace(self.header, files=files))
         write_json(folder / _FILE, {**value, "checksum": _checksum(value)})
         for old in folder.iterdir():
@@ -152,7 +155,7 @@ class Statistics:
 
     def _sums_there(self, folder: Path) -> dict[str, str]:
         """Files of the sums that ``folder`` holds already, since they were opened there."""
-        if not isinstance(self.sums, _OnDisk) or not self.sums.lies_in(folder):
+        if not isinstance(self.sums, SumsOnDisk) or not self.sums.lies_in(folder):
             return {}
         return {k: v for k, v in self.header.files.items() if k.startswith("sums")}
 
@@ -161,7 +164,7 @@ class Statistics:
         """Open a folder and check every file against its checksum; sums are read when used."""
         folder = Path(folder)
         header = _read_header(folder / _FILE)
-        sums: dict[str, Path] = {}
+        files: list[Path] = []
         found: dict[str, dict[str, Tensor]] = {}
         for name, digest in header.files.items():
             path = folder / Path(name).name
@@ -171,49 +174,26 @@ class Statistics:
                     "statistics are damaged. Run slimdiff calibrate again."
                 )
             if name.startswith("bases"):
-                found |= _unflatten(load_file(path))
+                found |= unflatten(load_file(path))
             else:
-                sums |= dict.fromkeys(_sites_in(path), path)
+                files.append(path)
         bases = {
             name: Basis({k: v for k, v in basis.items() if k != "errors"}, basis["errors"])
             for name, basis in found.items()
         }
         free = {site.name for site in header.sites if site.locked is None}
+        sums = SumsOnDisk(files)
         if set(sums) != free or not set(bases) <= free:
             raise SlimdiffError(
                 f"The sums in '{folder}' do not belong to the sites in {_FILE}; statistics "
                 "are damaged. Run slimdiff calibrate again."
             )
-        return cls(header, _OnDisk(sums), bases)
+        return cls(header, sums, bases)
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
         """Whether ``folder`` holds statistics."""
         return (Path(folder) / _FILE).is_file()
-
-
-class _OnDisk(Mapping[str, Mapping[str, Tensor]]):
-    """Site -> its sums, read from the site's file every time they are asked for."""
-
-    def __init__(self, paths: Mapping[str, Path]) -> None:
-        self._paths = paths
-
-    def lies_in(self, folder: Path) -> bool:
-        return all(path.parent.resolve() == folder.resolve() for path in self._paths.values())
-
-    def __getitem__(self, site: str) -> Mapping[str, Tensor]:
-        return _unflatten(load_file(self._paths[site]))[site]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-
-def moved(moments: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The sums of one site on ``device``."""
-    return {name: tensor.to(device) for name, tensor in moments.items()}
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -254,20 +234,3 @@ def _read_header(path: Path) -> Header:
 def _checksum(value: Mapping[str, Any]) -> str:
     """sha256 of a JSON object, however it is laid out."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _sites_in(path: Path) -> set[str]:
-    with safe_open(path, framework="pt") as file:
-        return {name.rpartition("/")[0] for name in file.keys()}
-
-
-def _flatten(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{site}/{name}": t for site, found in nested.items() for name, t in found.items()}
-
-
-def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    nested: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in flat.items():
-        site, _, name = key.rpartition("/")
-        nested.setdefault(site, {})[name] = tensor
-    return nested
