@@ -141,7 +141,7 @@ def test_version_and_help_of_every_command(place):
     )
     assert re.match(r"slimdiff, version \d", version.stdout)
     for command in (
-        "slim", "calibrate", "plan", "apply", "compare",
+        "slim", "calibrate", "plan", "apply", "compare", "bench", "sweep",
         "inspect", "generate", "prompts", "export",
     ):  # fmt: skip
         result = run(command, "--help", cwd=place)
@@ -476,3 +476,77 @@ def test_lora_convert_writes_a_file_and_says_what_is_lost(place):
     converted = load_file(place / "lora-slim.safetensors")
     assert converted[f"unet.{name}.lora_B.weight"].shape[0] < rows
     refused(run(*args, cwd=place), "'lora-slim.safetensors' already exists")
+
+
+@pytest.fixture
+def no_clock(monkeypatch, tmp_path):
+    """Times that are made up, and a cache of the test's own."""
+    from slimdiff import profiling
+    from slimdiff.deadline import Clock
+    from slimdiff.latency import Curve
+
+    def curve(model, members, *inputs):
+        return Curve.of({1: 1e-6, members[0].width: 1e-4 * members[0].width})
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(profiling, "in_turn", lambda runs, **kwargs: [(0.02,) * len(runs)])
+    monkeypatch.setattr(profiling, "_curve", curve)
+    monkeypatch.setattr(
+        Clock, "share", lambda self, widths: 0.6 + 0.003 * sum(widths.values()) / 4
+    )
+
+
+def test_plan_takes_every_kind_of_budget(place, no_clock):
+    planned = run(
+        "plan", "stats", "--macs", "0.9", "--bytes", "0.95", "--multiple", "2", "-o", "macs.json",
+        cwd=place,
+    )  # fmt: skip
+    assert planned.returncode == 0, planned.stderr
+    kept = json.loads((place / "macs.json").read_text())["kept"]
+    assert kept["macs"] <= 0.9
+    assert kept["bytes"] <= 0.95
+    assert "of the multiply-adds" in planned.stdout
+    timed = run(
+        "plan", "stats", "--latency", "0.95", "--multiple", "2", "-o", "time.json", cwd=place
+    )
+    assert timed.returncode == 0, timed.stderr
+    assert json.loads((place / "time.json").read_text())["kept"]["latency"] <= 0.95
+    assert "of the time a step" in timed.stdout
+    refused(
+        run("plan", "stats", "--latency", "0.1", "--multiple", "2", "-o", "t.json", cwd=place),
+        r"latency=0.1 is out of reach.*\(latency=0",
+    )
+    assert not (place / "t.json").exists()
+
+
+def test_sweep_writes_points_plans_and_a_figure(place):
+    args = ["sweep", "stats", "--prompts", "prompts.txt", "--num-eval", "1", "--multiple", "2"]
+    refused(run(*args, "--pool", "0.9", "-o", "sw", cwd=place), "one budget with several amounts")
+    made = run(*args, "--pool", "0.9,0.7", "-o", "sw", cwd=place)
+    assert made.returncode == 0, made.stderr
+    assert (place / "sw/sweep.png").stat().st_size > 1000
+    assert [p["name"] for p in json.loads((place / "sw/sweep.json").read_text())["points"]] == [
+        "pool-0.9", "pool-0.7",
+    ]  # fmt: skip
+    assert (place / "sw/pool-0.7-plan.json").is_file()
+    again = run(*args, "--pool", "0.9,0.7", "-o", "sw", cwd=place)
+    assert again.returncode == 0, again.stderr
+
+
+def test_bench_tells_time_memory_and_size(place, monkeypatch):
+    from slimdiff.cli import bench
+
+    peaks = []
+    monkeypatch.setattr(bench, "_peak", lambda *args: peaks.append(bench._draw_once(*args)) or 9.0)
+    timed = run(
+        "bench", "model", "slim", "--steps", "1", "--resolution", "16", "--seconds", "0", "-o",
+        "bench.json", "--device", "cpu", cwd=place,
+    )  # fmt: skip
+    assert timed.returncode == 0, timed.stderr
+    found = json.loads((place / "bench.json").read_text())
+    assert found["step"]["rounds"] == 5
+    assert found["bytes"][1] < found["bytes"][0]
+    assert len(peaks) == 2
+    assert min(peaks) > 0
+    assert "peak memory" in timed.stdout
+    refused(run("bench", "slim", "model", cwd=place), "'model' is not a slim folder.*second")

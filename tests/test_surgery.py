@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import slimdiff.attention as attention_module
 from slimdiff.attention import SlimAttnProcessor
 from slimdiff.decomposition import EXACT
 from slimdiff.families.blocks import shared_block_sites
@@ -319,3 +320,22 @@ def test_a_scale_of_its_own_survives_a_value_output_cut():
     basis = decomposed(model, site, sums)
     cut_site_(model, site, EXACT["vo"].maps(basis, sums[site.name], 4))
     torch.testing.assert_close(model(x), dense, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("r_qk", "r_vo"), [(2, 4), (4, 2), (1, 3)])
+def test_fused_attention_never_meets_unequal_widths(r_qk, r_vo, monkeypatch):
+    # Kernels want one width; unequal ones fall to a path that is several times slower.
+    met = []
+    dispatched = attention_module.dispatch_attention_fn
+
+    def watch(query, key, value, **options):
+        met.append({tensor.shape[-1] for tensor in (query, key, value)})
+        return dispatched(query, key, value, **options)
+
+    monkeypatch.setattr(attention_module, "dispatch_attention_fn", watch)
+    model = attention(3, width=4)
+    for site in shared_block_sites(model):
+        cut_site_(model, site, random_maps(site, {"qk": r_qk, "vo": r_vo}[site.kind]))
+    out = model(normal(1, 2, 5, 6))
+    assert met == [{max(r_qk, r_vo)}]
+    assert bool(torch.isfinite(out).all())

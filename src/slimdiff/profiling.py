@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,9 +29,9 @@ from .latency import Curve, LatencyTable
 from .sampling import Sampling
 from .sites import Site
 from .surgery import resized
-from .timing import in_turn, median_ratio
+from .timing import in_turn
 
-__all__ = ["cache_folder", "measure_latency", "timed_call"]
+__all__ = ["cache_folder", "latency_of", "measure_latency", "timed_call"]
 
 _EIGHTHS = 8
 _SHAPE_SECONDS = 6.0
@@ -50,9 +49,12 @@ def measure_latency(
 
     Raises SlimdiffError if the denoiser is unknown or slim.
     """
-    model = denoiser(pipe)
+    return latency_of(denoiser(pipe), timed_call(pipe, sampling or Sampling()), cache)
+
+
+def latency_of(model: Any, call: Call, cache: Path | None = None) -> LatencyTable:
+    """:func:`measure_latency` of a denoiser by itself, on the inputs of ``call``."""
     refuse_slim(model)
-    call = timed_call(pipe, sampling or Sampling())
     settings = _settings(model, call)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     path = (cache or cache_folder()) / f"{key[:24]}.json"
@@ -99,7 +101,7 @@ def _begun(model: Any, call: Call, settings: dict[str, Any]) -> LatencyTable:
         for site in members
     }
     rounds = in_turn([lambda: model(*call.args, **call.kwargs)], least=3, most=15, seconds=5.0)
-    return LatencyTable(settings, median(row[0] for row in rounds), shapes)
+    return LatencyTable(settings, min(row[0] for row in rounds), shapes)
 
 
 def _measured(model: Any, call: Call, table: LatencyTable, path: Path) -> LatencyTable:
@@ -119,7 +121,7 @@ def _measured(model: Any, call: Call, table: LatencyTable, path: Path) -> Latenc
 def _curve(
     model: nn.Module, members: Sequence[Site], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Curve:
-    """Times of the sites' module: the whole one's median, the others by their ratio to it."""
+    """Times of the sites' module: the fastest of the rounds, since load only ever adds."""
     module, full = members[0].module, members[0].width
     widths = _widths(full)
     cut = [
@@ -127,11 +129,9 @@ def _curve(
         for width in widths
     ]
     rounds = in_turn(
-        [lambda m=m: m(*args, **kwargs) for m in cut], least=3, most=15, seconds=_SHAPE_SECONDS
+        [lambda m=m: m(*args, **kwargs) for m in cut], least=4, most=20, seconds=_SHAPE_SECONDS
     )
-    whole = median(row[-1] for row in rounds)
-    last = len(widths) - 1
-    return Curve.of({w: whole * median_ratio(rounds, i, last) for i, w in enumerate(widths)})
+    return Curve.of({width: min(row[i] for row in rounds) for i, width in enumerate(widths)})
 
 
 def _widths(full: int) -> list[int]:

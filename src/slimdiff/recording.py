@@ -179,7 +179,7 @@ class _Recorder:
         self.keys.clear()
 
     def _on_query(self, module: nn.Module, args: Any, out: Tensor) -> None:
-        self._add_gram("query", self._sampled(self._heads(out)))
+        self._add_gram("query", self._heads(self._picked(out)), self.scale**2)
 
     def _on_key(self, module: nn.Module, args: Any, out: Tensor) -> None:
         self.keys.append(self._heads(out))
@@ -190,59 +190,65 @@ class _Recorder:
         unmasked = _unmasked(self.mask, keys)
         count = unmasked.sum(1, keepdim=True)
         mean = (keys * unmasked).sum(1, keepdim=True) / count
-        self._add_gram("key", self._sampled((keys - mean) * unmasked))
+        centred = (self._picked(keys) - mean) * self._picked(unmasked)
+        self._add_gram("key", centred, self.scale**2)
         # Scaled, not repeated: sums of many equal float32 products drift by 1e-6.
         self._add_gram("key_mean", mean * count.sqrt())
 
     def _on_value(self, module: nn.Module, args: Any, out: Tensor) -> None:
-        self._add_gram("value", self._sampled(self._heads(out)))
+        self._add_gram("value", self._heads(self._picked(out)), self.scale**2)
 
     def _on_reader(self, part: Part, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0][..., part.start : part.start + part.size]
-        rows = self._sampled(wide(x).reshape(x.shape[0], -1, x.shape[-1]))
+        rows = wide(self._picked(x.reshape(x.shape[0], -1, x.shape[-1])))
         ones = rows.new_ones(*rows.shape[:-1], 1)
-        rows = torch.cat([rows, ones * self.scale], -1).flatten(0, 1)
-        self._add(of_reader("augmented", part.reader), rows.mT @ rows)
+        rows = torch.cat([rows, ones], -1).flatten(0, 1)
+        self._add(of_reader("augmented", part.reader), rows.mT @ rows, self.scale**2)
 
     def _on_output(self, module: nn.Module, args: Any, out: Any) -> None:
         out = out[0] if isinstance(out, tuple) else out
         tokens = out.numel() // out.shape[1 if out.dim() == 4 else -1]
-        self.sums["energy"][0] += self.weight * float(wide(out).square().sum())
+        self.sums["energy"][0] += self.weight * _energy(out)
         self.sums["energy"][2] += self.weight * tokens
 
     def _on_stream(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.sums["energy"][1] += self.weight * float(wide(args[0]).square().sum())
+        self.sums["energy"][1] += self.weight * _energy(args[0])
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, Hd) -> (B, N, H, d)."""
         return wide(x).unflatten(-1, (self.site.heads, self.site.width))
 
-    def _sampled(self, x: Tensor) -> Tensor:
-        """The picked tokens of ``x``, (B, N, ...), scaled so that squares stand for all tokens."""
+    def _picked(self, x: Tensor) -> Tensor:
+        """The picked tokens of ``x``, (B, N, ...); ``scale**2`` tells how many each stands for."""
         picked = self.tokens.pick(x.shape[1], self.site.name, self.call.timestep)
         self.scale = 1.0
         if picked is None:
             return x
         self.scale = (x.shape[1] / len(picked)) ** 0.5
-        return x[:, picked.to(x.device)] * self.scale
+        return x[:, picked.to(x.device)]
 
-    def _add_gram(self, name: str, x: Tensor) -> None:
+    def _add_gram(self, name: str, x: Tensor, scale: float = 1.0) -> None:
         rows = x.flatten(0, 1).transpose(0, 1)
-        self._add(name, rows.mT @ rows)
+        self._add(name, rows.mT @ rows, scale)
 
-    def _add(self, name: str, gram: Tensor) -> None:
+    def _add(self, name: str, gram: Tensor, scale: float = 1.0) -> None:
         if not bool(torch.isfinite(gram).all()):
             raise SlimdiffError(
                 f"Site '{self.site.name}' met NaN or infinity at timestep {self.call.timestep:g}; "
                 "expected finite activations. Try --dtype float32 or bfloat16."
             )
         total = self.sums[name]
-        total += self.weight * gram.to(total)
+        total.add_(gram.to(total), alpha=self.weight * scale)
 
 
 def wide(x: Tensor) -> Tensor:
     """``x`` without its graph, at least float32."""
     return x.detach() if x.dtype == torch.float64 else x.detach().float()
+
+
+def _energy(x: Tensor) -> float:
+    """Sum of squares."""
+    return float(torch.linalg.vector_norm(wide(x))) ** 2
 
 
 def _unmasked(mask: Tensor | None, keys: Tensor) -> Tensor:

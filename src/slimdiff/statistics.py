@@ -30,7 +30,7 @@ from .sampling import Sampling
 from .sites import Site
 from .sums import SumsOnDisk, flatten, unflatten
 
-__all__ = ["Gain", "Header", "Source", "Statistics", "moved", "refuse_foreign"]
+__all__ = ["Gain", "Header", "Source", "Statistics", "refuse_foreign"]
 
 FORMAT = 1
 _FILE = "statistics.json"

@@ -1,0 +1,1 @@
+"""What calibrating adds to plain sampling, and what planning and cutting take afterwards."""

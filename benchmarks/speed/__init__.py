@@ -1,0 +1,1 @@
+"""How much faster slim denoisers are, and what slimming for time is worth."""
