@@ -26,7 +26,7 @@ def calibrated(dtype: str, folder: Path | None) -> slimdiff.Statistics:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[1].split(","):
-        with joined() as team:
+    with joined() as team:
+        for name in sys.argv[1].split(","):
             stats = calibrated(name, Path(sys.argv[2]) / name)
-        stats.save(Path(sys.argv[3]) / f"{name}-{team.rank}")
+            stats.save(Path(sys.argv[3]) / f"{name}-{team.rank}")

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,7 +26,7 @@ from .decomposition import Basis
 from .errors import SlimdiffError
 from .files import LEFTOVER, read_json, sha256, write_json, write_tensors
 from .prices import Linear
-from .recording import TokenSampling
+from .recording import TokenSampling, empty_sums
 from .sampling import Sampling
 from .sites import Site
 from .sums import SumsOnDisk, flatten, unflatten
@@ -33,6 +34,7 @@ from .sums import SumsOnDisk, flatten, unflatten
 __all__ = ["Gain", "Header", "Source", "Statistics", "refuse_foreign"]
 
 FORMAT = 1
+_MOST = 2**48
 _FILE = "statistics.json"
 _OWN = re.compile(r"(sums|bases)-\d{6,}-\w+\.safetensors")
 _ABANDONED = re.compile(rf"{_OWN.pattern}|{re.escape(LEFTOVER)}-(sums|bases|{_FILE}).*")
@@ -181,9 +183,8 @@ class Statistics:
             name: Basis({k: v for k, v in basis.items() if k != "errors"}, basis["errors"])
             for name, basis in found.items()
         }
-        free = {site.name for site in header.sites if site.locked is None}
         sums = SumsOnDisk(files)
-        if set(sums) != free or not set(bases) <= free:
+        if not _fits(header, sums, bases):
             raise SlimdiffError(
                 f"The sums in '{folder}' do not belong to the sites in {_FILE}; statistics "
                 "are damaged. Run slimdiff calibrate again."
@@ -229,6 +230,26 @@ def _read_header(path: Path) -> Header:
             "calibrate again."
         )
     return header
+
+
+def _fits(header: Header, sums: SumsOnDisk, bases: Mapping[str, Basis]) -> bool:
+    """Whether sites, sums, curves and gains are of one model, in names and sizes."""
+    free = {site.name: site for site in header.sites if site.locked is None}
+    if set(sums) != set(free) or not set(bases) <= set(free) or not set(header.gains) <= set(free):
+        return False
+    if not 0 <= header.done <= len(header.prompts) or not 1 <= header.source.parameters <= _MOST:
+        return False
+    sizes = [n for s in header.sites for n in (s.width, s.heads, s.width * s.heads)]
+    sizes += [n for s in header.sites for p in s.parts for n in (p.size, p.across)]
+    if not all(0 < n <= _MOST for n in sizes):
+        return False
+    expected = empty_sums(header.sites, torch.device("meta"))
+    shapes = all(
+        sums.shapes(name) == {k: tuple(v.shape) for k, v in found.items()}
+        for name, found in expected.items()
+    )
+    curves = all(b.errors.shape == (free[name].width + 1,) for name, b in bases.items())
+    return shapes and curves and all(0 < g.width <= free[n].width for n, g in header.gains.items())
 
 
 def _checksum(value: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from .card import model_card
 from .compression import plan_of
 from .denoiser import component, denoiser
 from .errors import SlimdiffError
-from .files import check_safetensors, new_folder, read_json, write_tensors, write_text
+from .files import check_safetensors, new_folder, write_tensors, write_text
 from .plan import Plan
 from .slim_maps import MAPS_FILE, maps_of
 
@@ -82,5 +82,5 @@ def saved_dtype(folder: Path) -> torch.dtype | None:
     """The dtype a slim folder was saved in, or None for a dense one."""
     if not is_slim(folder):
         return None
-    name = read_json(folder / PLAN_FILE, "plan").get("calibration", {}).get("dtype", "float32")
-    return getattr(torch, name, None)
+    calibration = Plan.load(folder / PLAN_FILE).calibration
+    return getattr(torch, calibration.get("dtype", "float32"))

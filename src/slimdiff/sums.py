@@ -38,6 +38,12 @@ class SumsOnDisk(Mapping[str, Mapping[str, Tensor]]):
     def __len__(self) -> int:
         return len(self._sites)
 
+    def shapes(self, site: str) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the sums of one site, from the file's header alone."""
+        found = self._sites[site]
+        with safe_open(found.path, framework="pt") as file:
+            return {n: tuple(file.get_slice(f"{site}/{n}").get_shape()) for n in found.names}
+
     def lies_in(self, folder: Path) -> bool:
         """Whether all files are in ``folder``."""
         here = folder.resolve()
