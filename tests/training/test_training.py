@@ -17,9 +17,13 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torchmetrics.functional.multimodal import clip_score
-from training.emoji import data, judge, lora, models, prompts, retrieval, unet
+from training.emoji import data, judge, lora, lora_evaluate, models, prompts, retrieval, unet
 from training.emoji.common import ARTISTS, Drawing, load_drawings, load_pictures, random_caption
 from transformers import CLIPTokenizer
+
+import slimdiff
+from slimdiff.files import read_json
+from slimdiff.recipe import cut
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,6 +169,23 @@ def test_an_adapter_trains_and_loads(work: Path, tmp_path: Path) -> None:
     pipeline.load_lora_weights(tmp_path / "lora")
     drawn = models.draw(pipeline, ["red apple, blueprint style emoji"], steps=1, guidance=4)
     assert drawn.shape == (1, 3, 64, 64)
+
+
+def test_the_adapter_is_judged_on_the_slim_pipeline(work: Path, tmp_path: Path) -> None:
+    common = ["--work", str(work)]
+    lora.main([str(work / "emoji"), "--out", str(tmp_path / "lora"), "--smoke", *common])
+    dense = StableDiffusionPipeline.from_pretrained(work / "emoji", dtype=torch.float32)
+    sampling = slimdiff.Sampling(steps=2)
+    stats = slimdiff.calibrate(dense, ["red apple"] * 2, sampling=sampling)
+    slim = cut(dense, stats, slimdiff.Budget(pool=0.7))
+    slimdiff.save(slim, tmp_path / "slim")
+    folders = [str(place) for place in (work / "emoji", tmp_path / "slim", tmp_path / "lora")]
+    counts = ["--count", "3", "--steps", "1"]
+    lora_evaluate.main([*folders, "--out", str(tmp_path / "found"), *counts, *common])
+    found = read_json(tmp_path / "found" / "lora.json", "result")
+    for row in lora_evaluate.ROWS:
+        assert set(found[row]) == {"R@5", "CLIP score", "on blue paper"}
+    assert Image.open(tmp_path / "found" / "lora.png").width > 3 * 128
 
 
 def test_a_blueprint_is_white_on_blue() -> None:
