@@ -10,7 +10,7 @@ import argparse
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,23 +40,26 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
-        write_json(args.output, run(Path(folder)))
+        write_json(args.output, run(Path(folder), PUBLISHED["SD 1.5"].config, 512, "-100M"))
 
 
-def run(folder: Path) -> dict[str, Any]:
-    """Minutes and peak memory (MiB, of the whole process so far) by phase, and what was cut."""
+def run(folder: Path, config: Mapping[str, Any], pixels: int, params: str) -> dict[str, Any]:
+    """Minutes and peak memory (MiB, of the whole process so far) by phase, and what was cut.
+
+    ``config`` is that of the U-Net, ``params`` the budget.
+    """
     phases: dict[str, dict[str, float]] = {}
     with _phase(phases, "build"):
-        pipe = stable_diffusion()
+        pipe = stable_diffusion(config)
     dense = denoiser(pipe).num_parameters()
-    sampling = slimdiff.Sampling(steps=2, height=512, width=512, batch_size=2)
+    sampling = slimdiff.Sampling(steps=2, height=pixels, width=pixels, batch_size=2)
     with _phase(phases, "calibrate"):
         stats = slimdiff.calibrate(
             pipe, ["a red apple", "a blue bird"], sampling=sampling, folder=folder / "statistics"
         )
     print(stats, flush=True)
     with _phase(phases, "plan"):
-        plan = slimdiff.allocate(stats, slimdiff.Budget(params="-100M"))
+        plan = slimdiff.allocate(stats, slimdiff.Budget(params=params))
     with _phase(phases, "apply"):
         slimdiff.compress_(pipe, stats, plan)
     slim = denoiser(pipe).num_parameters()
@@ -76,16 +79,16 @@ def run(folder: Path) -> dict[str, Any]:
     }
 
 
-def stable_diffusion() -> StableDiffusionPipeline:
-    """The published U-Net, all of it random, between a small text encoder and autoencoder."""
+def stable_diffusion(config: Mapping[str, Any]) -> StableDiffusionPipeline:
+    """A random U-Net of that configuration between a small text encoder and autoencoder."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**PUBLISHED["SD 1.5"].config).eval()
+    unet = UNet2DConditionModel(**config).eval()
     symbols = [chr(i) for i in range(33, 127)]
     words = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
     text = CLIPTextConfig(
         vocab_size=len(words),
-        hidden_size=768,
-        intermediate_size=768,
+        hidden_size=config["cross_attention_dim"],
+        intermediate_size=config["cross_attention_dim"],
         num_hidden_layers=1,
         bos_token_id=len(words) - 2,
         eos_token_id=len(words) - 1,

@@ -2,7 +2,9 @@
 
 diffusers hands every denoiser's part of a LoRA to ``load_lora_adapter``, and an IP-Adapter's
 projections to ``_convert_ip_adapter_attn_to_diffusers``. On a slim denoiser they are taken into
-the slim basis (:mod:`slimdiff.lora`); on any other model nothing changes.
+the slim basis (:mod:`slimdiff.lora`); on any other model nothing changes. FLUX.1's loader would
+first widen the slim Linears to the adapter's shapes: not on a slim model. An IP-Adapter of SD3 is
+refused there, since it would split its tokens by the slim head width without complaint.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import _fetch_state_dict
+from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.loaders.transformer_sd3 import SD3Transformer2DLoadersMixin
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import Tensor, nn
@@ -32,6 +36,10 @@ __all__ = ["carried_over", "register"]
 
 logger = logging.getLogger(__name__)
 
+_FLUX_EXPANDS = (
+    "_maybe_expand_transformer_param_shape_or_error_",
+    "_maybe_expand_lora_state_dict",
+)
 _FETCH = (
     "weight_name",
     "use_safetensors",
@@ -55,6 +63,14 @@ def register() -> None:
         images._convert_ip_adapter_attn_to_diffusers = _carrying_images(
             images._convert_ip_adapter_attn_to_diffusers
         )
+    flux: Any = FluxLoraLoaderMixin
+    if not hasattr(flux._maybe_expand_lora_state_dict, "__wrapped__"):
+        widen, pad = (vars(flux)[name].__func__ for name in _FLUX_EXPANDS)
+        flux._maybe_expand_transformer_param_shape_or_error_ = _unless_slim(widen, _no_widening)
+        flux._maybe_expand_lora_state_dict = _unless_slim(pad, _no_padding)
+    joint: Any = SD3Transformer2DLoadersMixin
+    if not hasattr(joint._load_ip_adapter_weights, "__wrapped__"):
+        joint._load_ip_adapter_weights = _refused_if_slim(joint._load_ip_adapter_weights)
 
 
 def carried_over(model: Any, state_dict: dict[str, Tensor]) -> Carried:
@@ -104,6 +120,40 @@ def _carrying(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return load_lora_adapter
+
+
+def _unless_slim(original: Callable[..., Any], instead: Callable[..., Any]) -> Any:
+    """A class method of FLUX.1's loader that does ``instead`` where the transformer is slim."""
+
+    @functools.wraps(original)
+    def method(
+        cls: type, transformer: Any, lora_state_dict: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        way = original if recorded_plan(transformer) is None else instead
+        return way(cls, transformer, lora_state_dict, *args, **kwargs)
+
+    return classmethod(method)
+
+
+def _no_widening(*args: Any, **kwargs: Any) -> bool:
+    return False
+
+
+def _no_padding(cls: type, transformer: Any, lora_state_dict: Any) -> Any:
+    return lora_state_dict
+
+
+def _refused_if_slim(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if recorded_plan(self) is not None:
+            raise SlimdiffError(
+                f"IP-Adapters are not carried over to a slim {type(self).__name__}; expected a "
+                "dense one. Use the adapter with the dense pipeline."
+            )
+        return original(self, *args, **kwargs)
+
+    return load
 
 
 def _add_biases_(model: Any, adapter: str | None, carried: Carried) -> None:

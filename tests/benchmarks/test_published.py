@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.models.__main__ import row
 from benchmarks.models.figures import figures
+from benchmarks.models.full_size import run
 from benchmarks.models.published import PUBLISHED
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -42,6 +43,25 @@ def test_a_published_model_has_the_size_and_pool_it_should_have(name, parameters
 @pytest.mark.parametrize("name", GMAC)
 def test_the_page_agrees_with_multiply_adds_counted_apart(name):
     assert float(cells(name)[6].replace(",", "")) == pytest.approx(GMAC[name], rel=0.02)
+
+
+def test_the_full_size_run_does_every_phase(tmp_path):
+    """On a small U-Net here; its peak and minutes are printed by the command."""
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 12,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    found = run(tmp_path, config, 64, "-1000")
+    assert set(found["phases"]) == {"build", "calibrate", "plan", "apply", "save", "load"}
+    assert set(found["calibrate_minutes"]) == {"sampling", "decomposition", "gains"}
+    assert found["parameters"]["removed"] >= 1000
+    assert all(phase["peak_mib"] > 0 for phase in found["phases"].values())
 
 
 def test_the_page_has_every_published_model():
