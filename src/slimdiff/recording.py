@@ -232,13 +232,14 @@ class _Recorder:
         self._add(name, rows.mT @ rows, scale)
 
     def _add(self, name: str, gram: Tensor, scale: float = 1.0) -> None:
-        if not bool(torch.isfinite(gram).all()):
+        # An entry of a Gram is no larger than those of the diagonal that it lies between.
+        if not bool(torch.isfinite(gram.diagonal(dim1=-2, dim2=-1)).all()):
             raise SlimdiffError(
                 f"Site '{self.site.name}' met NaN or infinity at timestep {self.call.timestep:g}; "
                 "expected finite activations. Try --dtype float32 or bfloat16."
             )
         total = self.sums[name]
-        total.add_(gram.to(total), alpha=self.weight * scale)
+        total.add_(gram.to(total.device), alpha=self.weight * scale)
 
 
 def wide(x: Tensor) -> Tensor:
