@@ -149,7 +149,7 @@ def test_calibrate_refuses_a_folder_in_use_and_leaves_it_alone(whole):
     before = {p.name: p.stat().st_mtime_ns for p in whole.iterdir()}
     lock = FileLock(whole / ".slimdiff.lock", timeout=0)
     with lock, pytest.raises(slimdiff.SlimdiffError, match="Another slimdiff process"):
-        calibrated(whole)
+        calibrated(whole, method="paper")
     (whole / ".slimdiff.lock").unlink(missing_ok=True)
     assert {p.name: p.stat().st_mtime_ns for p in whole.iterdir()} == before
 

@@ -84,11 +84,11 @@ def calibrate(
     stats = _begin(pipe, list(enumerate(prompts, start)), sampling or Sampling(), tokens, name)
     stats = replace(stats, header=replace(stats.header, timestep_weights=timestep_weights))
     place, team = None if folder is None else Path(folder), Team.current()
+    found = stats if place is None else resumed(stats, place)
+    if found.complete and found.header.method == method:
+        return found  # also from a folder that cannot be written to
     with exclusive(place) if place and team.leads else nullcontext():
-        if place is not None:
-            stats = resumed(stats, place)
-        if stats.complete and stats.header.method == method:
-            return stats
+        stats = found if place is None else resumed(stats, place)
         stats = finish(pipe, _shared(pipe, stats, place, team, save_every), method)
         if place is not None:
             if team.leads:

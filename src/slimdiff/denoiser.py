@@ -86,7 +86,7 @@ def recorded_plan(model: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     value = value if isinstance(value, dict) else value.to_dict()
-    return value["plan"] if value.get("quant_method") == METHOD else None
+    return value.get("plan", {}) if value.get("quant_method") == METHOD else None
 
 
 def refuse_slim(model: Any) -> None:

@@ -35,12 +35,12 @@ class SlimConfig:
 
     quant_method = _Method.SLIMDIFF
 
-    def __init__(self, plan: dict[str, Any]) -> None:
+    def __init__(self, plan: Any) -> None:
         self.plan = plan
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], **kwargs: Any) -> SlimConfig:
-        return cls(config["plan"])
+        return cls(config.get("plan") if isinstance(config, dict) else config)
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD, "plan": copy.deepcopy(self.plan)}

@@ -19,6 +19,7 @@ __all__ = ["Plan", "plan_from"]
 
 FORMAT = 1
 _KEPT = {"macs": "multiply-adds", "bytes": "bytes", "latency": "time a step"}
+_MOST = 2**48
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -149,11 +150,26 @@ def _check_calibration(calibration: Mapping[str, Any], where: str) -> None:
         ) from None
 
 
-def plan_from(value: Mapping[str, Any], where: str) -> Plan:
+def _check_sizes(plan: Plan, where: str) -> None:
+    """Raise SlimdiffError for a count that no model has."""
+    sizes = [("parameters", plan.parameters), ("pool", plan.pool + 1), ("multiple", plan.multiple)]
+    sizes += [(f"full.{site}", n) for site, n in plan.full.items()]
+    sizes += [(f"per_unit.{site}", n) for site, n in plan.per_unit.items()]
+    sizes += [(f"widths.{site}", abs(n) + 1) for site, n in plan.widths.items()]
+    for name, size in sizes:
+        if not 1 <= size <= _MOST:
+            raise SlimdiffError(
+                f"'{where}' is not a valid plan at '{name}': {str(size)[:24]} is no such count. "
+                "Mend or remake it."
+            )
+
+
+def plan_from(value: Any, where: str) -> Plan:
     """Validate a plan that was read from ``where``."""
-    if value.get("format") != FORMAT:
+    found = value.get("format") if isinstance(value, Mapping) else value
+    if found != FORMAT or not isinstance(value, Mapping):
         raise SlimdiffError(
-            f"'{where}' is not a plan of format {FORMAT} (found {value.get('format')!r}). "
+            f"'{where}' is not a plan of format {FORMAT} (found {str(found)[:40]!r}). "
             "Make it again with slimdiff plan."
         )
     try:
@@ -165,6 +181,7 @@ def plan_from(value: Mapping[str, Any], where: str) -> Plan:
             f"'{where}' is not a valid plan at '{place}': {first['msg']}. Mend or remake it."
         ) from None
     _check_calibration(plan.calibration, where)
+    _check_sizes(plan, where)
     strangers = sorted(set(plan.widths) - (set(plan.full) & set(plan.per_unit)))
     if strangers:
         raise SlimdiffError(

@@ -205,9 +205,11 @@ def _calibration(plan: Plan) -> dict[str, Any]:
 def _curves(statistics: Statistics | None, plan: Plan) -> dict[str, dict[str, Any]]:
     """Share of the site's own output lost at up to ``_POINTS`` widths, the chosen one among them.
 
-    Statistics that the plan was not made from have nothing to say.
+    Statistics of another model, or unfinished ones, have nothing to say.
     """
-    if statistics is None or statistics.header.source.hash != plan.model_hash:
+    if statistics is None or not statistics.complete:
+        return {}
+    if statistics.header.source.hash != plan.model_hash:
         return {}
     found = {}
     for site, width in plan.widths.items():
