@@ -53,7 +53,7 @@ def test_the_full_size_run_does_every_phase(tmp_path):
         "layers_per_block": 1,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": 12,
+        "cross_attention_dim": 16,
         "attention_head_dim": 2,
         "norm_num_groups": 4,
     }
