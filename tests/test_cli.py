@@ -276,7 +276,7 @@ def test_ctrl_c_leaves_no_output_and_says_what_can_be_resumed(place):
         text=True,
     )
     assert process.stderr is not None
-    assert "Calibrating" in process.stderr.readline()
+    assert any("Calibrating" in line for line in process.stderr)  # other libraries chatter first
     time.sleep(2)
     os.kill(process.pid, signal.SIGINT)
     _, rest = process.communicate(timeout=120)
