@@ -103,10 +103,10 @@ def test_merged_statistics_are_finished_with_the_model(pipe, stats):
 
 
 def test_calibration_stopped_between_batches_resumes_to_the_same_sums(pipe, stats, tmp_path):
-    import slimdiff.calibration as calibration
+    import slimdiff.gathering as gathering
 
     calls = []
-    original = calibration.sample_latents
+    original = gathering.sample_latents
 
     def stopping(*args):
         calls.append(1)
@@ -115,10 +115,10 @@ def test_calibration_stopped_between_batches_resumes_to_the_same_sums(pipe, stat
         return original(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "sample_latents", stopping)
-        patch.setattr(calibration, "_SAVE_EVERY", 0.0)
+        patch.setattr(gathering, "sample_latents", stopping)
+        options = {"sampling": SAMPLING, "folder": tmp_path / "s", "save_every": 0}
         with pytest.raises(KeyboardInterrupt):
-            slimdiff.calibrate(pipe, PROMPTS[:4], sampling=SAMPLING, folder=tmp_path / "s")
+            slimdiff.calibrate(pipe, PROMPTS[:4], **options)
     assert slimdiff.Statistics.load(tmp_path / "s").header.done == 2
     resumed = slimdiff.calibrate(pipe, PROMPTS[:4], sampling=SAMPLING, folder=tmp_path / "s")
     for site, sums in stats.sums.items():

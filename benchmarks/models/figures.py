@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from slimdiff import Budget, families
-from slimdiff.allocation import Grid, least_parameters, tied
+from slimdiff import families
+from slimdiff.allocation import least
 from slimdiff.cost import multiply_adds
 from slimdiff.gains import Call
+from slimdiff.grid import Grid, tied
 from slimdiff.policies import POLICIES, Group, Option
+from slimdiff.prices import PriceList, fixed, price_lists
 from slimdiff.sites import Site, moment_mib, pool_parameters
 
 from .published import Published
@@ -49,7 +51,8 @@ def figures(model: Published, pool: float = 0.6) -> Figures:
     sites = families.find(network).sites(network)
     call = Call((), model.call(), torch.empty(0))
     parameters = network.num_parameters()
-    widths = _uniform(parameters, sites, pool)
+    prices = price_lists(parameters, sites, "float16")
+    widths = _uniform(prices["pool"], sites, pool)
     free = [site for site in sites if site.locked is None]
     removed = sum(site.parameters() - site.parameters(widths[site.name]) for site in free)
     return Figures(
@@ -61,24 +64,24 @@ def figures(model: Published, pool: float = 0.6) -> Figures:
         macs=multiply_adds(network, call),
         slim_parameters=parameters - removed,
         slim_macs=multiply_adds(network, call, widths),
-        least=least_parameters(parameters, sites, _GRID),
+        least=round(least(prices["params"], sites, _GRID)),
         moments=moment_mib(sites),
         widest=max(moment_mib([site]) for site in free),
     )
 
 
-def _uniform(parameters: int, sites: Sequence[Site], pool: float) -> dict[str, int]:
+def _uniform(prices: PriceList, sites: Sequence[Site], pool: float) -> dict[str, int]:
     """Width of every free site at the largest common share that fits."""
+    together = tied(sites)
     groups = [
-        Group(name, tuple(_option(members, widths) for widths in _GRID.widths(members)))
-        for name, members in tied(sites)
+        Group(name, tuple(_option(prices, members, widths) for widths in _GRID.widths(members)))
+        for name, members in together
     ]
-    free = sum(site.parameters() for site in sites if site.locked is None)
-    ceiling = Budget(pool=pool).ceiling(parameters, sites) - (parameters - free)
-    chosen = POLICIES["uniform"](groups, ceiling)
+    room = pool * prices.total - fixed(prices, [members for _, members in together])
+    chosen = POLICIES["uniform"](groups, (room,))
     return {name: width for option in chosen for name, width in option.widths.items()}
 
 
-def _option(members: Sequence[Site], widths: dict[str, int]) -> Option:
-    cost = sum(site.parameters(widths[site.name]) for site in members)
-    return Option(widths, cost, 0.0, min(widths[s.name] / s.width for s in members))
+def _option(prices: PriceList, members: Sequence[Site], widths: dict[str, int]) -> Option:
+    share = min(widths[site.name] / site.width for site in members)
+    return Option(widths, (prices.of(members, widths),), 0.0, share)

@@ -20,7 +20,7 @@ from . import families
 from .denoiser import recorded_plan
 from .gains import Call
 from .prices import Linear
-from .sites import Site
+from .sites import Part, Site
 from .surgery import reshape_
 from .timing import in_turn, median_ratio
 
@@ -50,8 +50,8 @@ def multiply_adds(model: Any, call: Call, widths: dict[str, int] | None = None) 
 def mac_prices(model: Any, sites: Sequence[Site], call: Call, prompts: int = 1) -> Linear:
     """Multiply-adds of one call for one of ``prompts``, and what a unit of width costs by site.
 
-    A site has its own Linears, and of an attention's products of queries, keys and values as
-    much as its width is of both.
+    A site has its own Linears; the products of queries, keys and values cost by the wider of an
+    attention's two sites, and cannot shrink if one of them is locked.
     """
     counted = _counted(model, call, None)
     counts = counted.get_flop_counts()
@@ -60,16 +60,27 @@ def mac_prices(model: Any, sites: Sequence[Site], call: Call, prompts: int = 1) 
     def count(module: str) -> int:
         return sum(counts.get(f"{top}.{module}", {}).values()) // 2
 
-    def linears(site: Site) -> int:
-        return sum(count(name) for name in dict.fromkeys(part.linear for part in site.parts))
+    def linears(site: Site) -> float:
+        return sum(count(part.linear) * _share(model, part) for part in site.parts)
 
-    per_unit = {}
-    for site in sites:
-        both = [s for s in sites if s.module == site.module and s.kind != "ffn"]
-        products = count(site.module) - sum(linears(s) for s in both) if site in both else 0
-        share = products * site.width / max(1, sum(s.width for s in both))
-        per_unit[site.name] = (linears(site) + share) / site.width / prompts
-    return Linear(counted.get_total_flops() / 2 / prompts, per_unit)
+    def products(site: Site) -> float:
+        inner = model.get_submodule(site.module).named_modules(prefix=site.module)
+        return count(site.module) - sum(count(n) for n, m in inner if isinstance(m, nn.Linear))
+
+    per_unit = {site.name: linears(site) / site.width / prompts for site in sites}
+    widest = {
+        site.module: products(site) / site.width / prompts
+        for site in sites
+        if all(s.locked is None for s in sites if s.module == site.module) and site.kind != "ffn"
+    }
+    return Linear(counted.get_total_flops() / 2 / prompts, per_unit, widest)
+
+
+def _share(model: nn.Module, part: Part) -> float:
+    """How much of its Linear a part is: others may be packed into the same one."""
+    linear = model.get_submodule(part.linear)
+    assert isinstance(linear, nn.Linear)
+    return part.size / (linear.in_features if part.reads else linear.out_features)
 
 
 def _counted(model: Any, call: Call, widths: Mapping[str, int] | None) -> FlopCounterMode:

@@ -9,7 +9,7 @@ multiply-adds are linear in the widths; measured times are a table
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -36,14 +36,21 @@ class PriceList(Protocol):
 class Linear:
     """Costs in proportion to the widths: ``per_unit``, by site, is what one unit of width costs.
 
-    ``total`` is the whole denoiser's.
+    ``widest``, by module, is what one unit of the wider of its sites costs: fused attention pads
+    the narrower. ``total`` is the whole denoiser's.
     """
 
     total: float
     per_unit: Mapping[str, float]
+    widest: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, sites: Sequence[Site], widths: Mapping[str, int]) -> float:
-        return sum(self.per_unit[site.name] * widths[site.name] for site in sites)
+        own = sum(self.per_unit[site.name] * widths[site.name] for site in sites)
+        shared = {site.module for site in sites} & set(self.widest)
+        return own + sum(
+            self.widest[module] * max(widths[s.name] for s in sites if s.module == module)
+            for module in sorted(shared)
+        )
 
 
 def price_lists(

@@ -53,7 +53,7 @@ def inspect(
     total, pool = network.num_parameters(), pool_parameters(sites)
     macs = mac_prices(network, sites, guess.call)
     free = [site for site in sites if site.locked is None]
-    share = sum(macs.per_unit[site.name] * site.width for site in free) / macs.total
+    share = macs.of(free, {site.name: site.width for site in free}) / macs.total
     prices = price_lists(total, sites, str(network.dtype).removeprefix("torch."))
     stays = least(prices["params"], sites, Grid(8))
     name = type(network).__name__
