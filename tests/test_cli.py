@@ -274,6 +274,7 @@ def test_ctrl_c_leaves_no_output_and_says_what_can_be_resumed(place):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & ignores it
     )
     try:
         assert process.stderr is not None
