@@ -25,6 +25,7 @@ from torch import Tensor
 from .decomposition import Basis
 from .errors import SlimdiffError
 from .files import LEFTOVER, read_json, sha256, write_json, write_tensors
+from .plan import DTYPES
 from .prices import Linear
 from .recording import TokenSampling, empty_sums
 from .sampling import Sampling
@@ -236,6 +237,10 @@ def _fits(header: Header, sums: SumsOnDisk, bases: Mapping[str, Basis]) -> bool:
     """Whether sites, sums, curves and gains are of one model, in names and sizes."""
     free = {site.name: site for site in header.sites if site.locked is None}
     if set(sums) != set(free) or not set(bases) <= set(free) or not set(header.gains) <= set(free):
+        return False
+    if header.source.dtype not in DTYPES or (
+        header.macs and set(header.macs.per_unit) != set(free)
+    ):
         return False
     if not 0 <= header.done <= len(header.prompts) or not 1 <= header.source.parameters <= _MOST:
         return False
