@@ -7,13 +7,12 @@ import copy
 import pytest
 import torch
 from diffusers import ControlNetModel
-from tiny import tiny_pipeline
+from tiny import cut_by_hand, tiny_pipeline
 
 import slimdiff
 from slimdiff.adapters import _slimming
 from slimdiff.denoiser import denoiser
 from slimdiff.export import dense_
-from slimdiff.plan import Plan
 from slimdiff.recipe import copy_pipeline
 
 SAMPLING = slimdiff.Sampling(steps=2, guidance=3.0, batch_size=2)
@@ -28,17 +27,6 @@ def pipe():
 @pytest.fixture(scope="module")
 def stats(pipe):
     return slimdiff.calibrate(pipe, ["a", "b"], sampling=SAMPLING)
-
-
-def cut(pipe, stats, **changed):
-    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=0.5), multiple=2)
-    widths = {
-        name: next((w for end, w in changed.items() if name.endswith(end)), width)
-        for name, width in plan.widths.items()
-    }
-    slim = copy_pipeline(pipe)
-    slimdiff.compress_(slim, stats, Plan(**{**vars(plan), "widths": widths}))
-    return slim
 
 
 def ip_adapter(unet, seed=0):
@@ -94,7 +82,7 @@ def answer(unet):
 
 
 def test_ip_adapter_tokens_meet_the_slim_basis(pipe, stats):
-    slim = cut(pipe, stats)
+    slim = cut_by_hand(pipe, stats)
     twin = copy_pipeline(slim)
     dense_(twin)
     weights = ip_adapter(denoiser(pipe))
@@ -103,13 +91,13 @@ def test_ip_adapter_tokens_meet_the_slim_basis(pipe, stats):
     denoiser(slim)._load_ip_adapter_weights([weights])
     expected = answer(denoiser(twin))
     torch.testing.assert_close(answer(denoiser(slim)), expected, rtol=1e-4, atol=1e-4)
-    other = copy_pipeline(cut(pipe, stats))
+    other = copy_pipeline(cut_by_hand(pipe, stats))
     denoiser(other)._load_ip_adapter_weights([ip_adapter(denoiser(pipe), seed=5)])
     assert not torch.allclose(answer(denoiser(other)), expected, atol=1e-2)
 
 
 def test_ip_adapter_needs_equal_widths(pipe, stats):
-    slim = cut(pipe, stats, **{"attn2.qk": 2, "attn2.vo": 4})
+    slim = cut_by_hand(pipe, stats, **{"attn2.qk": 2, "attn2.vo": 4})
     with pytest.raises(
         slimdiff.SlimdiffError, match="IP-Adapter expects equal ones. Apply a plan"
     ):
@@ -125,7 +113,7 @@ def test_ip_adapter_on_a_dense_model_is_untouched(pipe):
 
 
 def test_a_controlnet_of_the_dense_model_drives_the_slim_one(pipe, stats):
-    slim = denoiser(cut(pipe, stats))
+    slim = denoiser(cut_by_hand(pipe, stats))
     control = ControlNetModel.from_unet(
         copy.deepcopy(denoiser(pipe)), conditioning_channels=3,
         controlnet_conditioning_channel_order="rgb",

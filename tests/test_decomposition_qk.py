@@ -60,6 +60,21 @@ def test_full_width_is_the_identity(seed, data, heads, width, exponent):
     torch.testing.assert_close(slim, dense, rtol=0, atol=1e-10 * float(dense.abs().max()))
 
 
+def test_heads_as_wide_as_those_of_stable_diffusion_on_two_threads():
+    """Batched LU races there (pytorch issue 142815), which no closed form may depend on."""
+    moments = {"query": gram(normal(0, 8, 300, 160)), "key": gram(normal(1, 8, 150, 160))}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        basis = qk.decompose(moments, NONE)
+    finally:
+        torch.set_num_threads(threads)
+    product = basis.tensors["query"] @ basis.tensors["key"].mT
+    torch.testing.assert_close(
+        product, torch.eye(160).double().expand(8, -1, -1), rtol=0, atol=1e-9
+    )
+
+
 @given(seeds, st.data(), *shapes.values())
 def test_every_width_loses_what_it_says_over_all_pairs(seed, data, heads, width):
     r = data.draw(st.integers(0, width))

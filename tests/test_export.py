@@ -8,12 +8,11 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from tiny import tiny_pipeline
+from tiny import cut_by_hand, tiny_pipeline
 
 import slimdiff
 from slimdiff.denoiser import denoiser
 from slimdiff.export import dense_, write_self_contained
-from slimdiff.plan import Plan
 from slimdiff.recipe import copy_pipeline
 from slimdiff.sampling import draw, sample_latents
 
@@ -31,23 +30,11 @@ def stats(pipe):
     return slimdiff.calibrate(pipe, ["a", "b"], sampling=SAMPLING)
 
 
-def cut(pipe, stats, **changed) -> DiffusionPipeline:
-    """Slim to half the pool; ``changed`` are widths by the end of the site's name."""
-    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=0.5), multiple=2)
-    widths = {
-        name: next((w for end, w in changed.items() if name.endswith(end)), width)
-        for name, width in plan.widths.items()
-    }
-    slim = copy_pipeline(pipe)
-    slimdiff.compress_(slim, stats, Plan(**{**vars(plan), "widths": widths}))
-    return slim
-
-
 @pytest.mark.parametrize(
     "changed", [{}, {".qk": 3}, {".vo": 5, ".qk": 16}], ids=["equal", "narrow qk", "narrow vo"]
 )
 def test_dense_export_answers_as_the_slim_model_in_stock_shapes(pipe, stats, changed, tmp_path):
-    slim = cut(pipe, stats, **changed)
+    slim = cut_by_hand(pipe, stats, **changed)
     expected = sample_latents(slim, PROMPTS, SAMPLING)
     stock = copy_pipeline(slim)
     dense_(stock)
@@ -91,7 +78,7 @@ assert half.unet.dtype == torch.bfloat16
 
 @pytest.mark.parametrize("changed", [{}, {".qk": 3}], ids=["equal", "unequal"])
 def test_self_contained_folder_loads_without_slimdiff(pipe, stats, changed, tmp_path, monkeypatch):
-    slim = cut(pipe, stats, **changed)
+    slim = cut_by_hand(pipe, stats, **changed)
     folder = tmp_path / "portable"
     folder.mkdir()
     write_self_contained(slim, folder)
@@ -111,7 +98,7 @@ def test_without_trust_a_self_contained_folder_runs_no_code(pipe, stats, tmp_pat
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     folder = tmp_path / "portable"
     folder.mkdir()
-    write_self_contained(cut(pipe, stats), folder)
+    write_self_contained(cut_by_hand(pipe, stats), folder)
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(folder)
 
@@ -124,7 +111,7 @@ def test_only_slim_pipelines_are_exported(pipe, tmp_path):
 
 
 def test_the_class_stays_the_stock_one_after_dense_export(pipe, stats):
-    slim = cut(pipe, stats)
+    slim = cut_by_hand(pipe, stats)
     dense_(slim)
     assert type(denoiser(slim)) is UNet2DConditionModel
     assert slimdiff.compression.plan_of(slim) is None

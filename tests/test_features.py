@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,12 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import cut_by_hand, tiny_pipeline
 
 import slimdiff
 from slimdiff.attention import SlimAttnProcessor
 from slimdiff.denoiser import denoiser
 from slimdiff.pipelines import open_pipeline
-from slimdiff.plan import Plan
 from slimdiff.recipe import copy_pipeline
 from slimdiff.sampling import draw, sample_latents
 
@@ -49,27 +49,18 @@ def stats(dense):
     return slimdiff.calibrate(dense, ["a", "b"], sampling=SAMPLING)
 
 
-def slimmed(pipe, stats, **changed):
-    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=0.6), multiple=2)
-    widths = {
-        name: next((w for end, w in changed.items() if name.endswith(end)), width)
-        for name, width in plan.widths.items()
-    }
-    slim = copy_pipeline(pipe)
-    slimdiff.compress_(slim, stats, Plan(**{**vars(plan), "widths": widths}))
-    return slim
-
-
 @pytest.fixture(scope="module")
 def equal(dense, stats):
     """Query-key and value-output widths alike, as every plan of ours has them."""
-    return slimmed(dense, stats)
+    return cut_by_hand(dense, stats, 0.6)
 
 
 @pytest.fixture(scope="module")
 def unequal(dense, stats):
     """Widths edited by hand: the slim attention processor is at work."""
-    slim = slimmed(dense, stats, **{"attn1.qk": 3, "attn1.vo": 6, "attn2.qk": 6, "attn2.vo": 3})
+    slim = cut_by_hand(
+        dense, stats, 0.6, **{"attn1.qk": 3, "attn1.vo": 6, "attn2.qk": 6, "attn2.vo": 3}
+    )
     processors = denoiser(slim).attn_processors.values()
     assert any(isinstance(p, SlimAttnProcessor) for p in processors)
     return slim
@@ -156,14 +147,12 @@ EQUAL_ONLY: dict[str, Change] = {
 
 
 @pytest.fixture
-def many_shapes():
-    """Compile as often as there are shapes of a block: the embedded pipeline has more than 8."""
+def no_programs():
+    """Nothing compiled yet: a compiler keeps only so many programs of one block."""
     torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=64):
-        yield
 
 
-@pytest.mark.usefixtures("many_shapes")
+@pytest.mark.usefixtures("no_programs")
 @pytest.mark.parametrize("feature", [*SAME, *EQUAL_ONLY])
 def test_equal_widths_answer_alike_with(feature, equal):
     expected, pipe = latents(equal), copy_pipeline(equal)
@@ -171,12 +160,21 @@ def test_equal_widths_answer_alike_with(feature, equal):
     near(latents(pipe), expected)
 
 
-@pytest.mark.usefixtures("many_shapes")
+@pytest.mark.usefixtures("no_programs")
 @pytest.mark.parametrize("feature", SAME)
 def test_unequal_widths_answer_alike_with(feature, unequal):
     expected, pipe = latents(unequal), copy_pipeline(unequal)
     pipe = SAME[feature](pipe) or pipe
     near(latents(pipe), expected)
+
+
+@pytest.mark.usefixtures("no_programs")
+def test_repeated_blocks_compile_for_several_picture_sizes(equal):
+    pipe = copy_pipeline(equal)
+    denoiser(pipe).compile_repeated_blocks(backend="aot_eager", fullgraph=True, dynamic=True)
+    for height in (64, 96):
+        taller = replace(SAMPLING, steps=1, height=height, width=64)
+        near(sample_latents(pipe, PROMPTS, taller), sample_latents(equal, PROMPTS, taller))
 
 
 @pytest.mark.parametrize("feature", EQUAL_ONLY)

@@ -15,6 +15,7 @@ from slimdiff.decomposition import EXACT
 from slimdiff.denoiser import denoiser
 from slimdiff.families.blocks import shared_block_sites
 from slimdiff.gains import gain_calls, grouped, output_error
+from slimdiff.sites import free_sites
 from slimdiff.surgery import trial
 
 SAMPLING = slimdiff.Sampling(steps=2, guidance=3.0, batch_size=2)
@@ -55,7 +56,7 @@ def test_a_large_model_measures_groups_for_less_than_the_sampling_cost(pipe, mon
     stats = slimdiff.calibrate(pipe, ["a", "b", "c", "d"], sampling=SAMPLING)
     handle.remove()
     sampled = 2 * 4 * SAMPLING.steps  # both guidance branches of every prompt at every step
-    assert sum(rows) - sampled <= sampled
+    assert sum(rows) - sampled < sampled  # the maps take time too
     assert stats.complete
     assert all(gain.error > 0 for gain in stats.header.gains.values())
 
@@ -64,7 +65,7 @@ def test_the_gains_of_a_group_add_up_to_the_error_of_cutting_all_of_it(pipe, mon
     monkeypatch.setattr(gains, "_LARGE", 0)
     stats = slimdiff.calibrate(pipe, ["a", "b"], sampling=SAMPLING)
     header, model = stats.header, denoiser(pipe)
-    free = [site for site in header.sites if site.locked is None]
+    free = free_sites(header.sites)
     calls = gain_calls(pipe, header)
     for group in grouped(free, gains._extent(header).passes):
         with ExitStack() as cuts:
@@ -82,4 +83,4 @@ def test_a_small_model_gets_a_pass_a_site_however_little_was_sampled(pipe):
     stats = slimdiff.calibrate(pipe, ["a"], sampling=SAMPLING)
     extent = gains._extent(stats.header)
     assert (extent.prompts, extent.steps) == (1, 2)
-    assert extent.passes == sum(site.locked is None for site in stats.header.sites)
+    assert extent.passes == len(free_sites(stats.header.sites))

@@ -14,6 +14,7 @@ from slimdiff.families.blocks import shared_block_sites
 from slimdiff.gains import Call
 from slimdiff.grid import tied
 from slimdiff.prices import price_lists
+from slimdiff.sites import free_sites
 from slimdiff.surgery import reshape_
 
 
@@ -44,7 +45,7 @@ def test_multiply_adds_of_every_family_are_priced(family):
     model, inputs = family.tiny()
     sites = family.sites(model)
     call = Call((), inputs, next(iter(inputs.values())))
-    widths = {site.name: max(1, site.width // 2) for site in sites if site.locked is None}
+    widths = {site.name: max(1, site.width // 2) for site in free_sites(sites)}
     macs = mac_prices(model, sites, call, prompts=2)
     whole = {site.name: site.width for site in sites}
     kept = kept_shares({"macs": macs}, sites, whole | widths)["macs"]

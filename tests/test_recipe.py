@@ -58,7 +58,9 @@ def test_error_grows_as_the_pool_shrinks_from_one_calibration(pipe, stats):
     assert errors[0] < errors[-1]
 
 
-def test_predicted_error_is_near_the_achieved_on_the_calibration_prompts(pipe, stats):
+def test_predicted_error_is_near_the_achieved_on_the_calibration_prompts(pipe):
+    # All tokens: so few prompts have none to spare.
+    stats = slimdiff.calibrate(pipe, PROMPTS[:4], sampling=SAMPLING, tokens=None)
     # Cross-attention keys of a short context are rank-deficient; float32 noise in their moments
     # must not turn into directions.
     for pool in (0.8, 0.5):

@@ -103,6 +103,27 @@ def test_feed_forward_sums_equal_a_naive_twin(seed, activation, bias):
 
 
 @torch.no_grad()
+def test_sums_in_several_stripes_equal_a_naive_twin_and_are_symmetric():
+    model, x = feed_forward(0, width=300), normal(1, 3, 50, 6)
+    found = record(model, [{"x": x}, {"x": 2 * x}])["block.ffn"]["augmented"]
+    hidden = [model.block.net[0](call).flatten(0, 1) for call in (x, 2 * x)]
+    close(found, sum(augmented(rows) for rows in hidden))
+    assert torch.equal(found, found.mT)
+
+
+@torch.no_grad()
+def test_a_call_that_counts_nothing_is_left_out():
+    model, x = attention(0), normal(1, 2, 5, 6)
+    calls = [{"x": x, "timestep": 1.0}, {"x": x / 0.0, "timestep": 2.0}]
+    whole = record(model, calls[:1])
+    with pytest.raises(SlimdiffError, match=r"The output of .* at timestep 2;"):
+        record(model, calls, weights=lambda site, t: float(t == 1.0))
+    found = record(model, [calls[0], {"x": 3 * x, "timestep": 2.0}], weights=lambda site, t: 2 - t)
+    for name, total in whole["block.qk"].items():
+        assert torch.equal(found["block.qk"][name], total)
+
+
+@torch.no_grad()
 def test_the_energy_of_the_residual_stream_is_what_the_norm_reads():
     model, inputs = tiny_unet()
     site = shared_block_sites(model)[0]
@@ -236,24 +257,34 @@ def test_values_that_are_not_finite_name_site_and_timestep(kind, linear, value):
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 99))
 def test_picked_tokens_are_seeded_distinct_and_sorted(length, count, seed):
     sampling = TokenSampling(count, seed)
-    picked = sampling.pick(length, "site", 1.0)
+    picked = sampling.pick(length, 1.0)
     if length <= count:
         assert picked is None
         return
     assert len(set(picked.tolist())) == count
     assert picked.tolist() == sorted(picked.tolist())
     assert max(picked) < length
-    assert torch.equal(picked, TokenSampling(count, seed).pick(length, "site", 1.0))
+    assert torch.equal(picked, TokenSampling(count, seed).pick(length, 1.0))
 
 
-def test_picked_tokens_depend_on_seed_site_and_timestep():
-    base = TokenSampling(5, 0).pick(1000, "a", 1.0)
-    for other in (
-        TokenSampling(5, 1).pick(1000, "a", 1.0),
-        TokenSampling(5, 0).pick(1000, "b", 1.0),
-        TokenSampling(5, 0).pick(1000, "a", 2.0),
-    ):
+def test_picked_tokens_depend_on_seed_and_timestep():
+    base = TokenSampling(5, 0).pick(1000, 1.0)
+    for other in (TokenSampling(5, 1).pick(1000, 1.0), TokenSampling(5, 0).pick(1000, 2.0)):
         assert not torch.equal(base, other)
+
+
+def test_a_share_of_the_tokens_is_rounded_up_and_no_fewer_than_eight():
+    sampling = TokenSampling(0.25)
+    lengths = (7, 16, 64, 77, 4096)
+    assert [sampling.count(n) for n in lengths] == [7, 8, 16, 20, 1024]
+    assert sampling.pick(7, 1.0) is None
+    assert len(sampling.pick(77, 1.0)) == 20
+
+
+@pytest.mark.parametrize("tokens", [0, -4, 0.0, 1.0, 2.5, float("nan")])
+def test_token_counts_that_say_nothing_are_refused(tokens):
+    with pytest.raises(SlimdiffError, match=rf"tokens is {tokens}; expected a whole number"):
+        TokenSampling(tokens)
 
 
 @given(seeds, st.integers(1, 8))
@@ -262,7 +293,7 @@ def test_a_subset_of_tokens_is_scaled_up_to_all(seed, count):
     model, x = feed_forward(seed), normal(seed + 1, 2, 9, 6)
     sampling = TokenSampling(count, seed % 1000)
     found = record(model, [{"x": x}], tokens=sampling)["block.ffn"]["augmented"]
-    hidden = model.block.net[0](x)[:, sampling.pick(9, "block.ffn", 1.0)]
+    hidden = model.block.net[0](x)[:, sampling.pick(9, 1.0)]
     close(found, augmented(hidden.flatten(0, 1)) * 9 / count)
 
 

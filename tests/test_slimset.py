@@ -19,20 +19,12 @@ from tiny import prompt_file, tiny_folder, tiny_pipeline
 from torch.nn.functional import normalize
 from transformers import T5Config, T5EncoderModel
 
-from slimdiff import slimset
+from slimdiff import coverage as coverage_module
 from slimdiff.cli.options import SHIPPED_POOL, pool_of
+from slimdiff.coverage import METHODS, coverage, facility_location, k_center
 from slimdiff.errors import SlimdiffError
-from slimdiff.prompts import read_prompts, split
-from slimdiff.slimset import (
-    METHODS,
-    candidates,
-    coverage,
-    dataset_captions,
-    embed_prompts,
-    facility_location,
-    k_center,
-    select_prompts,
-)
+from slimdiff.prompts import dataset_captions, read_prompts, split
+from slimdiff.slimset import candidates, embed_prompts, select_prompts
 
 methods = pytest.mark.parametrize("choose", METHODS.values(), ids=METHODS.keys())
 
@@ -84,7 +76,7 @@ def test_lazy_gains_in_small_blocks_choose_the_same(seed):
     e = rows(seed, 60)
     whole = facility_location(e, 40).order
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slimset, "_BLOCK", 3)
+        patch.setattr(coverage_module, "_BLOCK", 3)
         assert facility_location(e, 40).order.equal(whole)
 
 

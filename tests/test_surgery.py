@@ -173,7 +173,10 @@ def test_reshape_makes_room_for_what_cut_makes(data):
     assert state_of(empty) == state_of(cut_model)
     empty.load_state_dict(cut_model.state_dict(), strict=True)
     with torch.no_grad():
-        assert torch.equal(empty(**inputs).sample, cut_model(**inputs).sample)
+        # Weights that lie elsewhere in memory are summed in another order.
+        torch.testing.assert_close(
+            empty(**inputs).sample, cut_model(**inputs).sample, rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("site", UNET_SITES[:5], ids=lambda site: site.name[-9:])

@@ -42,6 +42,7 @@ def test_two_processes_find_what_one_finds(two, dtype):
     one = calibrated(dtype, None)
     found = Statistics.load(two / "found" / f"{dtype}-0")
     assert found.complete
+    assert set(found.header.phases) == {"sampling", "decomposition", "gains"}
     assert found.header.prompts == one.header.prompts
     tolerance = 1e-10 if dtype == "float64" else 1e-4
     for site, tensors in one.sums.items():

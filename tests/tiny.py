@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+import slimdiff
 from slimdiff.families import unet
+from slimdiff.recipe import copy_pipeline
 
 
 def tiny_pipeline() -> StableDiffusionPipeline:
@@ -59,3 +62,15 @@ def prompt_file(path: Path, count: int = 12) -> Path:
     """A file of ``count`` short prompts."""
     path.write_text("\n".join(f"thing {i}" for i in range(count)) + "\n")
     return path
+
+
+def cut_by_hand(pipe, stats, pool=0.5, **changed):
+    """A slim copy within ``pool``; ``changed`` are widths by the end of the site's name."""
+    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=pool), multiple=2)
+    widths = {
+        name: next((w for end, w in changed.items() if name.endswith(end)), width)
+        for name, width in plan.widths.items()
+    }
+    slim = copy_pipeline(pipe)
+    slimdiff.compress_(slim, stats, replace(plan, widths=widths))
+    return slim

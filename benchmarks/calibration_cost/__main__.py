@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.models import sd15
+from benchmarks.speed.models import random_model
 from slimdiff import Sampling, families
 from slimdiff.environment import device_name, versions
 from slimdiff.errors import SlimdiffError
@@ -20,7 +20,7 @@ from .cutting import cutting_cost
 from .study import sampling_cost, token_loss
 
 _PARTS = ("sampling", "loss", "cutting")
-_SUBSETS = (None, 1024, 512, 256, 128)
+_SUBSETS = (None, 0.5, 0.25, 0.125)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,9 +48,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _sampling(quick: bool) -> list[dict[str, Any]]:
-    sampling = Sampling(steps=1 if quick else 4, guidance=4.5, batch_size=1 if quick else 8)
+    sampling = Sampling(steps=1 if quick else 20, guidance=4.5, batch_size=1 if quick else 8)
     subsets = _SUBSETS[:2] if quick else _SUBSETS
-    return sampling_cost(open_pipeline(EMOJI), sampling, subsets, rounds=1 if quick else 9)
+    return sampling_cost(open_pipeline(EMOJI), sampling, subsets, rounds=1 if quick else 5)
 
 
 def _loss(quick: bool) -> list[dict[str, Any]]:
@@ -65,15 +65,17 @@ def _loss(quick: bool) -> list[dict[str, Any]]:
 
 def _cutting(quick: bool) -> list[dict[str, Any]]:
     if not quick:
-        return [cutting_cost(sd15(torch.float32), 0.88)]
-    model, _ = next(f for f in families.families() if f.name == "unet").tiny()
-    return [cutting_cost(model, 0.9)]
+        return [cutting_cost(lambda: random_model("SD 1.5", torch.float32), 0.88)]
+    unet = next(f for f in families.families() if f.name == "unet")
+    return [cutting_cost(lambda: unet.tiny()[0], 0.9)]
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.2e}"
-    return "all" if value is None else f"{value:,}"
+    if value is None:
+        return "all"
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 if __name__ == "__main__":

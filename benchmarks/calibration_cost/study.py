@@ -21,7 +21,7 @@ __all__ = ["sampling_cost", "token_loss"]
 
 
 def sampling_cost(
-    pipe: DiffusionPipeline, sampling: Sampling, tokens: Sequence[int | None], rounds: int
+    pipe: DiffusionPipeline, sampling: Sampling, tokens: Sequence[int | float | None], rounds: int
 ) -> list[dict[str, Any]]:
     """Time of sampling a batch under hooks to that without, for each size of the token subset."""
     model = denoiser(pipe)
@@ -56,7 +56,7 @@ def token_loss(
     prompts: int,
     held_out: int,
     sampling: Sampling,
-    tokens: Sequence[int | None],
+    tokens: Sequence[int | float | None],
     share: float,
 ) -> list[dict[str, Any]]:
     """Error on held-out prompts after calibrating on each subset, at one share of the pool.

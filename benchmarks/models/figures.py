@@ -15,11 +15,11 @@ from slimdiff.gains import Call
 from slimdiff.grid import Grid, tied
 from slimdiff.policies import POLICIES, Group, Option
 from slimdiff.prices import PriceList, fixed, price_lists
-from slimdiff.sites import Site, moment_mib, pool_parameters
+from slimdiff.sites import Site, free_sites, moment_mib, pool_parameters
 
 from .published import Published
 
-__all__ = ["Figures", "figures"]
+__all__ = ["Figures", "figures", "uniform_widths"]
 
 _GRID = Grid(8)
 
@@ -52,8 +52,8 @@ def figures(model: Published, pool: float = 0.6) -> Figures:
     call = Call((), model.call(), torch.empty(0))
     parameters = network.num_parameters()
     prices = price_lists(parameters, sites, "float16")
-    widths = _uniform(prices["pool"], sites, pool)
-    free = [site for site in sites if site.locked is None]
+    widths = uniform_widths(prices["pool"], sites, pool)
+    free = free_sites(sites)
     removed = sum(site.parameters() - site.parameters(widths[site.name]) for site in free)
     return Figures(
         free=len(free),
@@ -70,7 +70,7 @@ def figures(model: Published, pool: float = 0.6) -> Figures:
     )
 
 
-def _uniform(prices: PriceList, sites: Sequence[Site], pool: float) -> dict[str, int]:
+def uniform_widths(prices: PriceList, sites: Sequence[Site], pool: float) -> dict[str, int]:
     """Width of every free site at the largest common share that fits."""
     together = tied(sites)
     groups = [

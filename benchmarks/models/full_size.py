@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(folder: Path, config: Mapping[str, Any], pixels: int, params: str) -> dict[str, Any]:
-    """Minutes and peak memory (MiB, of the whole process so far) by phase, and what was cut.
+    """Minutes, CPU seconds and peak memory (MiB, of the process so far) by phase; what was cut.
 
     ``config`` is that of the U-Net, ``params`` the budget.
     """
@@ -116,11 +116,17 @@ def _phases_of(statistics: Path) -> dict[str, float]:
 
 @contextmanager
 def _phase(phases: dict[str, dict[str, float]], name: str) -> Iterator[None]:
-    begin = time.perf_counter()
+    begin, worked = time.perf_counter(), time.process_time()
     yield
-    minutes = (time.perf_counter() - begin) / 60
-    phases[name] = {"minutes": round(minutes, 2), "peak_mib": round(peak_mib(_CPU))}
-    print(f"{name}: {minutes:.2f} min, peak {peak_mib(_CPU):.0f} MiB", flush=True)
+    minutes, worked = (time.perf_counter() - begin) / 60, time.process_time() - worked
+    phases[name] = {
+        "minutes": round(minutes, 2),
+        "cpu_seconds": round(worked, 1),
+        "peak_mib": round(peak_mib(_CPU)),
+    }
+    print(
+        f"{name}: {minutes:.2f} min, {worked:.0f} CPU s, peak {peak_mib(_CPU):.0f} MiB", flush=True
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from slimdiff.files import write_json, write_text
 from .attention import overhead
 from .emoji import asked_and_got
 from .frontier import frontier
-from .models import call_of, sd15
+from .models import call_of, random_model
+from .team import throughput
+from .uniform import uniform_step
 
-_PARTS = ("attention", "emoji", "frontier")
+_PARTS = ("attention", "emoji", "frontier", "sdxl", "team")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,16 +31,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see it work")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
-    parser.add_argument("--resolution", type=int, default=512, help="pixels, frontier")
+    parser.add_argument("--resolution", type=int, default=512, help="pixels, frontier and sdxl")
     parser.add_argument("--reductions", nargs="+", default=["-50M", "-100M", "-150M"])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, frontier")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, frontier and sdxl")
     parser.add_argument("--asked", type=float, default=0.8, help="share of the time, emoji")
     parser.add_argument("--statistics", type=Path, help="folder of the emoji's statistics")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     work = args.work or Path.home() / ".cache" / "slimdiff" / "speed"
-    measures = {"attention": _attention, "emoji": _emoji, "frontier": _frontier}
+    measures = {
+        "attention": _attention,
+        "emoji": _emoji,
+        "frontier": _frontier,
+        "sdxl": _sdxl,
+        "team": _team,
+    }
     for part in args.parts:
         found, lines = measures[part](args, work)
         device = device_name(torch.device("cpu"))
@@ -80,13 +88,29 @@ def _emoji(args: argparse.Namespace, work: Path) -> Found:
 
 def _frontier(args: argparse.Namespace, work: Path) -> Found:
     resolution = 64 if args.quick else args.resolution
-    model = sd15(torch.bfloat16)
+    model = random_model("SD 1.5", torch.bfloat16)
     reductions = ["-100M"] if args.quick else args.reductions
     rounds = 1 if args.quick else args.rounds
     rows = frontier(model, call_of(model, resolution, 2), reductions, rounds)
     names = ("plan", "time", "macs", "params", "parameters", "narrowest")
     settings = {"resolution": resolution, "batch": 2, "dtype": "bfloat16", "rounds": rounds}
     return {**settings, "rows": rows}, _table(names, [[r[name] for name in names] for r in rows])
+
+
+def _sdxl(args: argparse.Namespace, work: Path) -> Found:
+    model = random_model("SDXL", torch.bfloat16)
+    resolution = 64 if args.quick else args.resolution
+    rounds = 1 if args.quick else args.rounds
+    found = uniform_step(model, call_of(model, resolution, 2), 0.6, rounds)
+    names = ("time", "macs", "time / macs", "params")
+    settings = {"resolution": resolution, "batch": 2, "dtype": "bfloat16", "rounds": rounds}
+    return {**settings, "pool": 0.6, **found}, _table(names, [[found[name] for name in names]])
+
+
+def _team(args: argparse.Namespace, work: Path) -> Found:
+    found = throughput(4, 2, 1) if args.quick else throughput(64, 20, 3)
+    names = ("sampling", "whole", "prompts", "steps")
+    return found, _table(names, [[found[name] for name in names]])
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 
+from benchmarks.models.published import PUBLISHED
 from slimdiff import Sampling, Statistics, families
 from slimdiff.decomposition import Basis
 from slimdiff.denoiser import output_of
@@ -15,36 +15,40 @@ from slimdiff.recording import TokenSampling
 from slimdiff.sites import Site
 from slimdiff.statistics import Gain, Header, Source
 
-__all__ = ["FLOOR", "SD15", "call_of", "made_up", "sd15"]
+__all__ = ["FLOOR", "call_of", "made_up", "random_model"]
 
 FLOOR = 0.4
 """Share of its width below which no site is cut."""
 
 _FORBIDDEN = 1e6
 
-SD15: dict[str, Any] = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-"""Stable Diffusion 1.5's U-Net; what is not named here is the class's default."""
 
-
-def sd15(dtype: torch.dtype) -> Any:
-    """Random weights in the shapes of Stable Diffusion 1.5."""
+def random_model(name: str, dtype: torch.dtype) -> Any:
+    """Random weights in the shapes of a published model (:mod:`benchmarks.models.published`)."""
     torch.manual_seed(0)
-    return UNet2DConditionModel(**SD15).to(dtype=dtype).eval()
+    model: Any = PUBLISHED[name].build().to(dtype).to_empty(device="cpu")
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.detach().normal_(0, 0.02)
+    return model
 
 
 def call_of(model: Any, resolution: int, batch: int) -> Call:
     """One call on noise for ``batch`` rows of pictures of ``resolution`` pixels."""
     torch.manual_seed(1)
-    side = resolution // 8
-    latents = torch.randn(batch, model.config.in_channels, side, side, dtype=model.dtype)
-    text = torch.randn(batch, 77, model.config.cross_attention_dim, dtype=model.dtype)
-    kwargs = {"sample": latents, "timestep": torch.tensor(500), "encoder_hidden_states": text}
+    side, config = resolution // 8, model.config
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(batch, *shape, dtype=model.dtype)
+
+    kwargs: dict[str, Any] = {
+        "sample": noise(config.in_channels, side, side),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": noise(77, config.cross_attention_dim),
+    }
+    if config.addition_embed_type == "text_time":
+        times = 6 * config.addition_time_embed_dim
+        pooled = config.projection_class_embeddings_input_dim - times
+        kwargs["added_cond_kwargs"] = {"text_embeds": noise(pooled), "time_ids": noise(6)}
     with torch.no_grad():
         return Call((), kwargs, output_of(model(**kwargs)))
 

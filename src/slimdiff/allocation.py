@@ -9,13 +9,14 @@ from fnmatch import fnmatch
 
 from .budget import Budget
 from .errors import SlimdiffError
-from .grid import Grid, tied
+from .grid import Grid, blocks, tied
 from .latency import LatencyTable
 from .plan import Plan
-from .policies import POLICIES, Group, Option
+from .policies import POLICIES, Costs, Group, Option, Policy
 from .policies.ara import stream_share
+from .policies.shapes import Block, merged, price_of, sets_of_blocks, shapes_of
 from .prices import PriceList, fixed, price_lists
-from .sites import Site, pool_parameters, refuse_locked
+from .sites import Site, free_sites, pool_parameters, refuse_locked
 from .statistics import Statistics
 
 __all__ = [
@@ -31,6 +32,9 @@ __all__ = [
 
 DEFAULT_POLICY = "measured"
 
+SHAPES = 8
+"""Most shapes of a repeated block: `torch.compile` keeps as many programs of one."""
+
 
 def allocate(
     stats: Statistics,
@@ -41,6 +45,7 @@ def allocate(
     multiple: int = 8,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    shapes: int = SHAPES,
 ) -> Plan:
     """Choose a width for every site such that the denoiser keeps at most ``budget``.
 
@@ -48,6 +53,8 @@ def allocate(
     minimises the predicted output error, ``ara`` the spectral one, ``uniform`` keeps one common
     share. Widths are multiples of ``multiple`` (or whole), query-key and value-output widths of an
     attention are equal. Sites that match no pattern of ``only``, or one of ``skip``, stay whole.
+    Blocks of one kind have at most ``shapes`` different shapes, unless the dense ones have more
+    (:mod:`slimdiff.policies.shapes`).
 
     Raises SlimdiffError for an unknown policy, statistics without gains, or a budget out of reach.
     """
@@ -58,7 +65,7 @@ def allocate(
         raise SlimdiffError(
             f"The statistics of '{header.source.name}' are incomplete or were merged: "
             f"{header.done} of {len(header.prompts)} prompts summed, {len(header.gains)} gains. "
-            "Run slimdiff calibrate with the same settings to finish them."
+            "Run slimdiff finish after a merge, else slimdiff calibrate with the same settings."
         )
     sites, prices = header.sites, prices_of(stats, latency)
     grid = grid_for(budget, multiple=multiple, only=only, skip=skip)
@@ -74,9 +81,9 @@ def allocate(
     ]
     every = [members for _, members in together]
     room = [most - fixed(prices[name], every) for name, most in ceilings.items()]
-    chosen = POLICIES[policy](groups, tuple(room))
+    chosen = _choose(POLICIES[policy], groups, tuple(room), blocks(together, grid), shapes)
     widths = {name: width for option in chosen for name, width in option.widths.items()}
-    free = [site for site in sites if site.locked is None]
+    free = free_sites(sites)
     return Plan(
         widths={site.name: widths[site.name] for site in free},
         full={site.name: site.width for site in free},
@@ -93,6 +100,17 @@ def allocate(
         kept=kept_shares(prices, sites, widths),
         calibration=_provenance(stats),
     )
+
+
+def _choose(
+    policy: Policy, groups: Sequence[Group], room: Costs, blocks: Sequence[Block], shapes: int
+) -> list[Option]:
+    """What ``policy`` picks, with alike blocks cut alike where there would be too many shapes."""
+    chosen = policy(groups, room)
+    if shapes_of(blocks, chosen) <= shapes:
+        return chosen
+    price = price_of(groups, chosen, room)
+    return policy(merged(groups, sets_of_blocks(groups, blocks, shapes, price, room)), room)
 
 
 def grid_for(
@@ -213,7 +231,7 @@ def reprice(plan: Plan, stats: Statistics) -> Plan:
     A measured time stays as long as the widths do.
     """
     sites = stats.header.sites
-    free = {site.name: site for site in sites if site.locked is None}
+    free = {site.name: site for site in free_sites(sites)}
     known = [name for name in plan.widths if name in free]
     predicted = {name: predicted_error(stats, name, plan.widths[name]) for name in known}
     widths = {name: site.width for name, site in free.items()} | dict(plan.widths)

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch.utils.benchmark import Measurement, TaskSpec
 
 from .cost import weight_bytes
-from .denoiser import denoiser
+from .denoiser import denoiser, dtype_name
 from .environment import device_name, versions
 from .gains import Call
 from .profiling import timed_call
@@ -87,7 +87,7 @@ def bench(
         inputs=", ".join("x".join(map(str, t.shape)) for t in _tensors(call)),
         sampling=sampling,
         compiled=compile,
-        dtype=str(models[0].dtype).removeprefix("torch."),
+        dtype=dtype_name(models[0]),
         device=device_name(torch.device(models[0].device)),
     )
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from . import families
 from .cost import mac_prices
 from .decomposition import METHODS, Basis
-from .denoiser import check_finite, denoiser, fingerprint, refuse_slim
+from .denoiser import check_finite, denoiser, dtype_name, fingerprint, refuse_slim
 from .environment import device_name, float64_device, peak_mib, sums_device, versions
 from .errors import SlimdiffError
 from .files import LEFTOVER
@@ -34,11 +34,12 @@ from .locking import exclusive
 from .memory import OUT_OF_MEMORY, halved
 from .recording import TokenSampling, empty_sums
 from .sampling import IndexedPrompt, Sampling
-from .sites import moment_mib, refuse_locked
+from .sites import free_sites, moment_mib, refuse_locked
 from .statistics import Gain, Header, Source, Statistics
 from .sums import moved
 from .surgery import reader_weights
 from .team import Team
+from .token_sampling import SHARE
 from .weighting import timestep_weighting
 
 __all__ = ["calibrate", "check_statistics", "finish"]
@@ -51,7 +52,7 @@ def calibrate(
     prompts: Sequence[str],
     *,
     sampling: Sampling | None = None,
-    tokens: int | None = 1024,
+    tokens: int | float | None = SHARE,
     start: int = 0,
     name: str = "",
     method: str = "exact",
@@ -62,13 +63,13 @@ def calibrate(
     """Sample ``prompts`` with the pipeline as it is and return the statistics of its denoiser.
 
     Prompt i is drawn with seed ``sampling.seed + start + i``; ``start`` lets parts of one prompt
-    list be calibrated apart and merged. At most ``tokens`` tokens of a sequence are read a call
-    (None: all). Every sixteenth prompt is kept out of the sums to measure the gains on.
-    ``method`` names the closed forms, ``exact`` or ``paper``, and ``timestep_weights`` how much
-    each step counts (:mod:`slimdiff.timesteps`). With ``folder`` the state is saved there every
-    ``save_every`` seconds and at the end, and a calibration with the same settings that stopped
-    there goes on where it was. In a process group (:mod:`slimdiff.team`) the prompts are shared
-    out, and every process returns the same statistics.
+    list be calibrated apart and merged. Of each sequence ``tokens`` are read, a share below 1 or
+    so many at most (None: all). Every sixteenth prompt is kept out of the sums to measure the
+    gains on. ``method`` names the closed forms, ``exact`` or ``paper``, and ``timestep_weights``
+    how much each step counts (:mod:`slimdiff.timesteps`). With ``folder`` the state is saved
+    there every ``save_every`` seconds and at the end, and a calibration with the same settings
+    that stopped there goes on where it was. In a process group (:mod:`slimdiff.team`) the prompts
+    are shared out, and every process returns the same statistics.
 
     Memory: one float64 matrix of (F+1)^2 a feed-forward and (Hd+1)^2 a reader of an attention;
     with ``folder`` only while sampling, after which sums are read back site by site. Time: the
@@ -109,14 +110,7 @@ def _shared(
     header = stats.header
     if header.done == len(header.prompts):
         return stats
-    weights = timestep_weighting(
-        header.timestep_weights,
-        pipe,
-        header.sites,
-        header.prompts,
-        header.sampling,
-        header.tokens,
-    )
+    weights = timestep_weighting(pipe, header)
     if team.size == 1:
         stats = gather(pipe, stats, folder, weights, save_every)
         return stats if folder is None else Statistics.load(folder)  # sums are read when used
@@ -135,7 +129,7 @@ def _shared(
     seconds = header.seconds + part.header.seconds
     peak = max(header.peak_mib, part.header.peak_mib)
     done = replace(header, done=len(header.prompts), seconds=seconds, peak_mib=peak)
-    return replace(stats, header=done)
+    return replace(stats, header=replace(done, phases=part.header.phases))
 
 
 def _part(folder: Path, team: Team) -> Path:
@@ -154,7 +148,7 @@ def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") ->
         raise SlimdiffError(f"Unknown method '{method}'; expected one of {', '.join(METHODS)}.")
     forms = METHODS[method]
     begin, header, model = time.perf_counter(), stats.header, denoiser(pipe)
-    free, team = [site for site in header.sites if site.locked is None], Team.current()
+    free, team = free_sites(header.sites), Team.current()
     place = float64_device(model.device)
     bases = {
         site.name: forms[site.kind].decompose(
@@ -191,7 +185,7 @@ def check_statistics(pipe: DiffusionPipeline, stats: Statistics) -> None:
     source, model = stats.header.source, denoiser(pipe)
     found = fingerprint(model)
     if found != source.hash:
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = dtype_name(model)
         raise SlimdiffError(
             f"The statistics are of another model: '{source.name}' ({source.denoiser}, "
             f"{source.parameters} parameters, {source.dtype}, hash {source.hash[:12]}), but this "
@@ -204,7 +198,7 @@ def _begin(
     pipe: DiffusionPipeline,
     prompts: list[IndexedPrompt],
     sampling: Sampling,
-    tokens: int | None,
+    tokens: int | float | None,
     name: str,
 ) -> Statistics:
     model = denoiser(pipe)
@@ -217,7 +211,7 @@ def _begin(
         type(pipe).__name__,
         type(model).__name__,
         fingerprint(model),
-        str(model.dtype).removeprefix("torch."),
+        dtype_name(model),
         model.num_parameters(),
     )
     summed, spared = _shared_out(prompts)

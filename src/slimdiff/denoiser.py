@@ -19,6 +19,7 @@ __all__ = [
     "check_finite",
     "component",
     "denoiser",
+    "dtype_name",
     "fingerprint",
     "output_of",
     "recorded_plan",
@@ -48,6 +49,11 @@ def component(pipe: DiffusionPipeline) -> str:
 def denoiser(pipe: DiffusionPipeline) -> Any:
     """The model that predicts noise (or velocity, or the clean latent) at every step."""
     return getattr(pipe, component(pipe))
+
+
+def dtype_name(model: Any) -> str:
+    """A model's dtype as text, such as ``float32``."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 def timestep_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:

@@ -24,7 +24,8 @@ def device_name(device: torch.device) -> str:
     """The device as a person would name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def float64_device(device: torch.device) -> torch.device:

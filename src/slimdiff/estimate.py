@@ -13,7 +13,8 @@ from .environment import peak_mib
 from .gains import Call, capture_calls
 from .recording import TokenSampling, empty_sums, recording
 from .sampling import IndexedPrompt, Sampling
-from .sites import moment_mib
+from .sites import free_sites, moment_mib
+from .token_sampling import SHARE
 
 __all__ = ["Estimate", "estimate"]
 
@@ -40,7 +41,11 @@ class Estimate:
 
 
 def estimate(
-    pipe: DiffusionPipeline, prompt: str, count: int, sampling: Sampling, tokens: int | None
+    pipe: DiffusionPipeline,
+    prompt: str,
+    count: int,
+    sampling: Sampling,
+    tokens: int | float | None = SHARE,
 ) -> Estimate:
     """Time ``_PROBE_STEPS`` steps of one batch, hooks on, and scale up to ``count`` prompts."""
     model = denoiser(pipe)
@@ -56,7 +61,7 @@ def estimate(
     batches = -(-count // len(batch))
     seconds = step * sampling.steps * batches
     moments = moment_mib(sites)
-    widest = max((s.heads * s.width for s in sites if s.locked is None), default=0)
+    widest = max((s.heads * s.width for s in free_sites(sites)), default=0)
     # Decomposing the widest site holds about four float64 copies of its moment.
     peak = peak_mib(pipe.device) + moments + 4 * widest**2 * 8 / 2**20
     return Estimate(seconds, seconds, peak, moments, call)

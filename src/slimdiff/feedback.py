@@ -31,10 +31,12 @@ from .compression import plan_of, record_plan_
 from .denoiser import denoiser, timestep_of
 from .errors import SlimdiffError
 from .gains import capture_calls
-from .recording import Weighting, wide
+from .recording import Weighting
 from .sampling import batches, sample_latents
 from .shadow import shadowing
+from .sites import free_sites
 from .statistics import Statistics
+from .tally import wide
 from .weighting import timestep_weighting
 
 __all__ = ["repair_"]
@@ -67,14 +69,7 @@ def repair_(
     plan, header = plan_of(slim), stats.header
     if plan is None:
         raise SlimdiffError("The second pipeline is not slim: its denoiser records no plan.")
-    weights = timestep_weighting(
-        header.timestep_weights,
-        dense,
-        header.sites,
-        header.prompts,
-        header.sampling,
-        header.tokens,
-    )
+    weights = timestep_weighting(dense, header)
     order = _in_order(dense, stats)
     for k in range(rounds):
         group = order[k * len(order) // rounds : (k + 1) * len(order) // rounds]
@@ -90,9 +85,9 @@ def _in_order(dense: DiffusionPipeline, stats: Statistics) -> list[tuple[str, st
     """Reader and site names of all unlocked sites, as the denoiser runs through them."""
     names = {
         part.linear: (part.linear, site.name)
-        for site in stats.header.sites
+        for site in free_sites(stats.header.sites)
         for part in site.parts
-        if part.reads and site.locked is None
+        if part.reads
     }
     (call, *_) = capture_calls(dense, stats.header.prompts[:1], stats.header.sampling, 1)
     seen: dict[str, None] = {}
@@ -172,8 +167,8 @@ def _hooks(
     def rows(x: Tensor) -> Tensor:
         """The picked tokens, (B n, features)."""
         x = wide(x).reshape(x.shape[0], -1, x.shape[-1])
-        picked = stats.header.tokens.pick(x.shape[1], reader.site, now["timestep"])
-        return (x if picked is None else x[:, picked.to(x.device)]).flatten(0, 1)
+        picked = stats.header.tokens.pick(x.shape[1], now["timestep"], x.device)
+        return (x if picked is None else x.index_select(1, picked)).flatten(0, 1)
 
     def dense_output(module: nn.Module, args: Any, out: Tensor) -> None:
         reader.wanted = rows(out)

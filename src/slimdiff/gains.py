@@ -31,7 +31,7 @@ from .environment import float64_device
 from .errors import SlimdiffError
 from .policies.ara import stream_share
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
-from .sites import Site
+from .sites import Site, free_sites
 from .statistics import Gain, Header
 from .sums import moved
 from .surgery import trial
@@ -111,7 +111,7 @@ def _told(widths: Mapping[str, int]) -> str:
 
 def gain_groups(header: Header) -> list[list[Site]]:
     """The unlocked sites, in groups that are cut together and share what the cut does."""
-    free = [site for site in header.sites if site.locked is None]
+    free = free_sites(header.sites)
     return grouped(free, _extent(header).passes)
 
 
@@ -171,11 +171,12 @@ def _extent(header: Header) -> _Extent:
 
     Small models get a pass a site however little was sampled.
     """
-    sites = max(1, sum(site.locked is None for site in header.sites))
+    sites = max(1, len(free_sites(header.sites)))
     all_steps = header.sampling.steps
     sampled, steps = len(header.prompts) * all_steps, min(_STEPS, all_steps)
     if header.source.parameters > _LARGE:
-        sampled = max(0, sampled - all_steps)  # the run that the calls are taken from
+        # Less the run that the calls are taken from, and the maps: about one evaluation's work.
+        sampled = max(0, sampled - all_steps - 1)
         steps = min(steps, max(1, sampled // sites))
     prompts = max(1, min(MOST_PROMPTS, sampled // (sites * steps)))
     if header.source.parameters <= _LARGE:

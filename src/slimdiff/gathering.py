@@ -105,11 +105,14 @@ def _summed(
     pause = save_every
     todo = header.prompts[header.done :]
     with (
-        recording(denoiser(pipe), header.sites, sums, tokens=header.tokens, weights=weights),
+        recording(
+            denoiser(pipe), header.sites, sums, tokens=header.tokens, weights=weights
+        ) as tally,
         tqdm(total=len(todo), desc="calibrate", unit="prompt", disable=None) as bar,
     ):
         for batch in batches(todo, header.sampling.batch_size):
             sample_latents(pipe, batch, header.sampling)
+            tally.complete()
             bar.update(len(batch))
             now = time.perf_counter()
             progress = replace(

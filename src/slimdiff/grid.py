@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 
 from .errors import SlimdiffError
-from .sites import Site
+from .policies.shapes import Block
+from .sites import Site, free_sites
 
-__all__ = ["Grid", "tied"]
+__all__ = ["Grid", "blocks", "tied"]
 
 _FEW = 16
 """Most widths of one site where time counts: kernels and compilers like few distinct shapes."""
@@ -52,7 +54,35 @@ class Grid:
 def tied(sites: Iterable[Site]) -> list[tuple[str, list[Site]]]:
     """Unlocked sites in groups that shrink together: those of one module and one width."""
     groups: dict[tuple[str, int], list[Site]] = {}
-    for site in sites:
-        if site.locked is None:
-            groups.setdefault((site.module, site.width), []).append(site)
+    for site in free_sites(sites):
+        groups.setdefault((site.module, site.width), []).append(site)
     return [(module, members) for (module, _), members in groups.items()]
+
+
+def blocks(together: Sequence[tuple[str, Sequence[Site]]], grid: Grid) -> list[Block]:
+    """The repeated blocks that the groups of :func:`tied` belong to, by their place in it.
+
+    A block's name ends at the last number in a module's name: `transformer_blocks.3` of
+    `transformer_blocks.3.attn1`.
+    """
+    found: dict[str, list[int]] = {}
+    for i, (module, _) in enumerate(together):
+        number = re.match(r"(.*\.\d+)(\.|$)", module)
+        found.setdefault(number[1] if number else module, []).append(i)
+    return [
+        Block(
+            tuple(together[i][0].removeprefix(name) for i in members),
+            tuple(_shape(together[i][1], grid) for i in members),
+            tuple(members),
+        )
+        for name, members in found.items()
+    ]
+
+
+def _shape(members: Sequence[Site], grid: Grid) -> tuple[object, ...]:
+    """What must agree for modules to be alike: sizes of all slabs, and the choice of widths."""
+    slabs = [
+        (s.kind, s.heads, s.width, *((p.role, p.size, p.across, p.bias) for p in s.parts))
+        for s in members
+    ]
+    return *slabs, tuple(tuple(widths.values()) for widths in grid.widths(members))

@@ -18,8 +18,9 @@ def centre(augmented: Tensor) -> tuple[Tensor, Tensor]:
     """Mean, shape (n,), and centred second moment, shape (n, n), of an augmented sum."""
     weight = augmented[-1, -1].clamp_min(torch.finfo(augmented.dtype).tiny)
     mean = augmented[:-1, -1] / weight
-    centred = augmented[:-1, :-1] / weight - torch.outer(mean, mean)
-    return mean, (centred + centred.mT) / 2
+    centred = augmented[:-1, :-1] / weight
+    centred.addr_(mean, mean, alpha=-1)
+    return mean, (centred + centred.mT).div_(2)
 
 
 def damped(c: Tensor, damping: float) -> Tensor:
@@ -29,7 +30,9 @@ def damped(c: Tensor, damping: float) -> Tensor:
     """
     level = c.diagonal(dim1=-2, dim2=-1).mean(-1)
     level = torch.where(level > 0, damping * level, torch.ones_like(level))
-    return c + level[..., None, None] * torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+    result = c.clone()
+    result.diagonal(dim1=-2, dim2=-1).add_(level[..., None])
+    return result
 
 
 def roots(c: Tensor, floor: float) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +14,19 @@ from torch import Tensor
 
 from .fidelity import Pictures
 
-__all__ = ["before_after", "difference", "pair_files", "save_pairs", "shown_first", "to_image"]
+__all__ = [
+    "before_after",
+    "data_url",
+    "difference",
+    "pair_files",
+    "pixelated",
+    "save_pairs",
+    "shown_first",
+    "to_image",
+]
 
 _FIRST, _CHANGED = 16, 4
+_LARGEST, _EXACT = 512, 160
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _CELL, _GAP, _LINE, _LINES, _MARGIN = 160, 10, 15, 3, 62
 
@@ -23,6 +35,22 @@ def to_image(picture: Tensor) -> Image.Image:
     """A picture (3, H, W) in [0, 1] as an 8-bit image."""
     array = (picture.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     return Image.fromarray(array)
+
+
+def pixelated(image: Image.Image) -> bool:
+    """Whether a page shows the picture pixel by pixel, being so small."""
+    return image.width <= _EXACT
+
+
+def data_url(image: Image.Image, largest: int = _LARGEST) -> str:
+    """An address that holds the picture: small ones exactly, large ones shrunk for a page."""
+    buffer, exact = io.BytesIO(), pixelated(image)
+    if not exact:
+        image = image.copy()
+        image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+    image.save(buffer, format="PNG") if exact else image.save(buffer, format="WEBP", quality=90)
+    kind = "png" if exact else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def shown_first(ssim: Sequence[float]) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from .sites import Site, pool_parameters
+from .sites import Site, free_sites, pool_parameters
 
 __all__ = ["Linear", "PriceList", "fixed", "price_lists"]
 
@@ -65,7 +65,7 @@ def price_lists(
     ``parameters``: of the dense denoiser; ``dtype``: what it is stored in, such as ``float16``.
     """
     size = torch.finfo(getattr(torch, dtype)).bits // 8
-    free = [site for site in sites if site.locked is None]
+    free = free_sites(sites)
     each = {site.name: site.parameters(1) for site in free}
     known: dict[str, PriceList | None] = {
         "params": Linear(parameters, each),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import families
-from .denoiser import denoiser, refuse_slim
+from .denoiser import denoiser, dtype_name, refuse_slim
 from .environment import device_name, versions
 from .gains import Call, one_call
 from .grid import tied
@@ -85,7 +85,7 @@ def _settings(model: Any, call: Call) -> dict[str, Any]:
         "denoiser": type(model).__name__,
         "config": hashlib.sha256(described.encode()).hexdigest()[:16],
         "device": device_name(torch.device(model.device)),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "inputs": _shapes([*call.args, *call.kwargs.values()]),
         "versions": versions(),
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import SlimdiffError
 from .sampling import IndexedPrompt
 
-__all__ = ["HELD_OUT_FROM", "part_of", "read_prompts", "split"]
+__all__ = ["HELD_OUT_FROM", "dataset_captions", "part_of", "read_prompts", "split"]
 
 HELD_OUT_FROM = 1_000_000
 
@@ -82,3 +83,50 @@ def part_of(prompts: Sequence[str], part: str | None) -> tuple[int, list[str]]:
         )
     start, end = (len(prompts) * i // n for i in (k - 1, k))
     return start, list(prompts[start:end])
+
+
+def dataset_captions(name: str, column: str, split: str, limit: int) -> list[str]:
+    """Captions in the first ``limit`` rows of a dataset on the Hugging Face hub, streamed.
+
+    Where a row has a list of captions the first counts. White space becomes single spaces; empty
+    captions, repeated ones and those that start with #, comments in a prompt file, are left out.
+    """
+    try:
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise SlimdiffError(
+            f"Dataset '{name}' needs the library 'datasets', which is not installed. "
+            "Run: pip install 'slimdiff[datasets]', or give --pool FILE."
+        ) from None
+    found: dict[str, None] = {}
+    try:
+        for row in load_dataset(name, split=split, streaming=True).take(limit):
+            if caption := _caption(name, column, row):
+                found[caption] = None
+    except SlimdiffError:
+        raise
+    except Exception as error:  # whatever the library, the network or the dataset's files raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise SlimdiffError(
+            f"Dataset '{name}' (split '{split}') cannot be read: {reason}. Check its name on the "
+            "hub and --split, or give --pool FILE."
+        ) from error
+    return list(found)
+
+
+def _caption(name: str, column: str, row: dict[str, Any]) -> str | None:
+    if column not in row:
+        raise SlimdiffError(
+            f"Dataset '{name}' has no column '{column}'; it has {', '.join(row)}. "
+            "Name one of text with --column."
+        )
+    value = row[column]
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, str | None):
+        raise SlimdiffError(
+            f"Column '{column}' of dataset '{name}' holds {type(value).__name__}; expected text. "
+            f"Its columns are {', '.join(row)}: name one of text with --column."
+        )
+    text = " ".join((value or "").split())
+    return None if text.startswith("#") else text

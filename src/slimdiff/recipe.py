@@ -11,14 +11,14 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from . import families
-from .allocation import DEFAULT_POLICY, allocate, check_budget, grid_for
+from .allocation import DEFAULT_POLICY, SHAPES, allocate, check_budget, grid_for
 from .budget import Budget
 from .calibration import calibrate
 from .classes import class_names
 from .compression import compress_
 from .cost import mac_prices
 from .deadline import Clock, plan_in_time, start_clock
-from .denoiser import component, denoiser, refuse_slim
+from .denoiser import component, denoiser, dtype_name, refuse_slim
 from .feedback import repair_
 from .gains import gain_calls, output_error
 from .gathering import SAVE_EVERY
@@ -30,6 +30,7 @@ from .prompts import split
 from .report import Report, compare
 from .sampling import Sampling
 from .statistics import Statistics
+from .token_sampling import SHARE
 
 __all__ = ["copy_pipeline", "cut", "decide", "refuse_unreachable", "slim"]
 
@@ -44,13 +45,14 @@ def slim(
     num_prompts: int = 64,
     eval_prompts: Sequence[str] | None = None,
     sampling: Sampling | None = None,
-    tokens: int | None = 1024,
+    tokens: int | float | None = SHARE,
     method: str = "exact",
     timestep_weights: str = "uniform",
     policy: str = DEFAULT_POLICY,
     multiple: int = 8,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    shapes: int = SHAPES,
     rounds: int = 0,
     name: str = "",
     statistics: str | Path | None = None,
@@ -69,7 +71,8 @@ def slim(
     Raises SlimdiffError, before calibrating if it can, for whatever cannot be done.
     """
     sampling = sampling or Sampling()
-    options = {"policy": policy, "multiple": multiple, "only": only, "skip": skip}
+    options: dict[str, Any] = {"policy": policy, "multiple": multiple, "only": only, "skip": skip}
+    options["shapes"] = shapes
     clock = refuse_unreachable(pipe, budget, sampling, **options)
     calibration, held_out = split(prompts, num_prompts, eval_prompts)
     stats = calibrate(
@@ -161,7 +164,7 @@ def refuse_unreachable(
     if budget.latency is not None:
         clock = clock or start_clock(pipe, sampling, grid)
     table = None if clock is None else clock.table
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = dtype_name(model)
     prices = price_lists(model.num_parameters(), sites, dtype, macs, table)
     check_budget(prices, sites, budget, grid)
     return clock

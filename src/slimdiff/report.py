@@ -26,7 +26,7 @@ from .prompts import HELD_OUT_FROM
 from .sampling import IndexedPrompt, Sampling
 from .statistics import Statistics
 
-__all__ = ["Report", "Saving", "compare"]
+__all__ = ["Report", "Saving", "compare", "refuse_other_model"]
 
 _POINTS = 48
 
@@ -148,7 +148,7 @@ def compare(
     if plan is None:
         raise SlimdiffError("The second pipeline is not slim: its denoiser records no plan.")
     refuse_slim(before)
-    _refuse_other_model(before, plan)
+    refuse_other_model(before, plan)
     if not prompts:
         raise SlimdiffError("No prompts to compare on: expected at least one. Give more prompts.")
     indexed = [(HELD_OUT_FROM + i, p) if isinstance(p, str) else p for i, p in enumerate(prompts)]
@@ -167,7 +167,7 @@ def compare(
     )
 
 
-def _refuse_other_model(dense: Any, plan: Plan) -> None:
+def refuse_other_model(dense: Any, plan: Plan) -> None:
     """Raise SlimdiffError unless ``plan`` was made for ``dense`` (same hash if same dtype)."""
     same = dense.num_parameters() == plan.parameters
     if same and str(dense.dtype) == f"torch.{plan.calibration.get('dtype')}":

@@ -84,6 +84,11 @@ class Site:
         return self.heads * width * sum(part.per_channel for part in self.parts)
 
 
+def free_sites(sites: Iterable[Site]) -> list[Site]:
+    """The sites that may shrink."""
+    return [site for site in sites if site.locked is None]
+
+
 def reader_biases(sites: Iterable[Site]) -> int:
     """Bias parameters of the output and down projections: in the pool, but they never shrink."""
     found = {p.linear: p.across for s in sites for p in s.parts if p.reads and p.bias}
@@ -93,19 +98,18 @@ def reader_biases(sites: Iterable[Site]) -> int:
 def moment_mib(sites: Sequence[Site]) -> float:
     """Memory of the float64 sums of all unlocked sites, MiB."""
     total = 0
-    for site in sites:
-        if site.locked is None:
-            inner = site.heads * site.width
-            per_head = inner * site.width
-            readers = sum(part.reads for part in site.parts)
-            total += 3 * per_head if site.kind == "qk" else readers * (inner + 1) ** 2
-            total += per_head if site.kind == "vo" else 0
+    for site in free_sites(sites):
+        inner = site.heads * site.width
+        per_head = inner * site.width
+        readers = sum(part.reads for part in site.parts)
+        total += 3 * per_head if site.kind == "qk" else readers * (inner + 1) ** 2
+        total += per_head if site.kind == "vo" else 0
     return total * 8 / 2**20
 
 
 def refuse_locked(sites: Sequence[Site]) -> None:
     """Raise SlimdiffError, with the reasons, if no site may shrink."""
-    if all(site.locked is not None for site in sites):
+    if not free_sites(sites):
         reasons = "; ".join(dict.fromkeys(site.locked or "" for site in sites))
         raise SlimdiffError(
             f"Nothing can be cut: all {len(sites)} sites of this denoiser are locked ({reasons}). "
@@ -115,5 +119,5 @@ def refuse_locked(sites: Sequence[Site]) -> None:
 
 def pool_parameters(sites: Iterable[Site]) -> int:
     """Weights and biases of all Linears of the unlocked sites."""
-    free = [site for site in sites if site.locked is None]
+    free = free_sites(sites)
     return sum(site.parameters() for site in free) + reader_biases(free)

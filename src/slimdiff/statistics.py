@@ -29,7 +29,7 @@ from .plan import DTYPES
 from .prices import Linear
 from .recording import TokenSampling, empty_sums
 from .sampling import Sampling
-from .sites import Site
+from .sites import Site, free_sites
 from .sums import SumsOnDisk, flatten, unflatten
 
 __all__ = ["Gain", "Header", "Source", "Statistics", "refuse_foreign"]
@@ -120,7 +120,7 @@ class Statistics:
     @property
     def complete(self) -> bool:
         """Whether all prompts were summed and bases and gains belong to these sums."""
-        free = {site.name for site in self.header.sites if site.locked is None}
+        free = {site.name for site in free_sites(self.header.sites)}
         summed = self.header.done == len(self.header.prompts)
         return summed and free <= set(self.bases) and free <= set(self.header.gains)
 
@@ -133,7 +133,7 @@ class Statistics:
             f"Statistics of {h.source.name} ({h.source.denoiser}, "
             f"{h.source.parameters / 1e6:.1f} M parameters, {h.source.dtype}): "
             f"{h.done} of {len(h.prompts)} prompts x {h.sampling.steps} steps, "
-            f"{sum(s.locked is None for s in h.sites)} sites, {state}; took {h.seconds:.0f} s"
+            f"{len(free_sites(h.sites))} sites, {state}; took {h.seconds:.0f} s"
             f"{phases}, peak memory {h.peak_mib:.0f} MiB"
         )
 
@@ -235,7 +235,7 @@ def _read_header(path: Path) -> Header:
 
 def _fits(header: Header, sums: SumsOnDisk, bases: Mapping[str, Basis]) -> bool:
     """Whether sites, sums, curves and gains are of one model, in names and sizes."""
-    free = {site.name: site for site in header.sites if site.locked is None}
+    free = {site.name: site for site in free_sites(header.sites)}
     if set(sums) != set(free) or not set(bases) <= set(free) or not set(header.gains) <= set(free):
         return False
     if header.source.dtype not in DTYPES or (

@@ -16,7 +16,16 @@ from .files import check_safetensors, new_folder, write_tensors, write_text
 from .plan import Plan
 from .slim_maps import MAPS_FILE, maps_of
 
-__all__ = ["PLAN_FILE", "is_slim", "load", "save", "saved_dtype", "write_into"]
+__all__ = [
+    "PLAN_FILE",
+    "is_slim",
+    "load",
+    "require_slim",
+    "save",
+    "saved_dtype",
+    "statistics_beside",
+    "write_into",
+]
 
 PLAN_FILE = "slimdiff_plan.json"
 
@@ -76,6 +85,20 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", **options: A
 def is_slim(folder: Path) -> bool:
     """Whether ``folder`` holds a slim pipeline."""
     return (folder / PLAN_FILE).is_file()
+
+
+def require_slim(folder: Path) -> None:
+    """Raise SlimdiffError unless ``folder`` holds a slim pipeline."""
+    if not is_slim(folder):
+        raise SlimdiffError(
+            f"'{folder}' is not a slim folder: it has no {PLAN_FILE}. Make one with slimdiff "
+            "slim; name it second."
+        )
+
+
+def statistics_beside(folder: Path) -> Path:
+    """Where the calibration of a slim folder is kept unless another place was named."""
+    return folder.with_name(f"{folder.name}-statistics")
 
 
 def saved_dtype(folder: Path) -> torch.dtype | None:

@@ -1,14 +1,14 @@
 """How much each denoising step counts in the pooled moments: weights ``w_t`` of mean 1.
 
-``uniform``  1.
-``log``      decreasing in the step's number i = 1..T: ``0.8 + 0.4 ln(T - i + 1) / ln T``
-             (OBS-Diff, 2025, arXiv 2510.06751, with its scripts' 0.8 and 1.2).
-``sampler``  how far an error in the prediction at step i moves the final latent: the squared
-             response of the scheduler to a small perturbation of that one prediction, all other
-             predictions held fixed. Ours; read off the scheduler itself.
-``sis``      per site, the spectral influence of a step: the nuclear norm of ``C_t^{1/2} W`` as a
-             share of the sum over steps. Our reading of the name in SlimDiff (Roy et al., 2025,
-             arXiv 2509.21498), whose formula is not public.
+- ``uniform``: 1.
+- ``log``: decreasing in the step's number i = 1..T, ``0.8 + 0.4 ln(T - i + 1) / ln T``
+  (OBS-Diff, 2025, arXiv 2510.06751, with its scripts' 0.8 and 1.2).
+- ``sampler``: how far an error in the prediction at step i moves the final latent: the squared
+  response of the scheduler to a small perturbation of that one prediction, all other predictions
+  held fixed. Ours; read off the scheduler itself.
+- ``sis``: per site, the spectral influence of a step: the nuclear norm of ``C_t^{1/2} W`` as a
+  share of the sum over steps. Our reading of the name in SlimDiff (Roy et al., 2025,
+  arXiv 2509.21498), whose formula is not public.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from .errors import SlimdiffError
 from .linalg import centre, cholesky, roots
 from .recording import TokenSampling, Weighting, empty_sums, recording, unweighted
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
-from .sites import Site
+from .sites import Site, free_sites
+from .statistics import Header
 from .surgery import reader_weights
 from .timesteps import log_weights, nuclear_norm, sampler_weights, uniform_weights
 
@@ -31,18 +32,12 @@ _PROMPTS = 4
 _FLOOR = 1e-7
 
 
-def timestep_weighting(
-    name: str,
-    pipe: DiffusionPipeline,
-    sites: Sequence[Site],
-    prompts: Sequence[IndexedPrompt],
-    sampling: Sampling,
-    tokens: TokenSampling,
-) -> Weighting:
-    """The weights called ``name`` for this pipeline's scheduler; ``sis`` samples a few prompts.
+def timestep_weighting(pipe: DiffusionPipeline, header: Header) -> Weighting:
+    """The weights that a calibration asks for, by its scheduler; ``sis`` samples a few prompts.
 
     Raises SlimdiffError for an unknown name, or a scheduler that does not tell its steps.
     """
+    name, sampling = header.timestep_weights, header.sampling
     if name not in WEIGHTS:
         raise SlimdiffError(
             f"Unknown timestep weights '{name}'; expected one of {', '.join(WEIGHTS)}."
@@ -61,7 +56,8 @@ def timestep_weighting(
             f"Timestep weights '{name}' need the steps of {type(scheduler).__name__} before it "
             f"runs, which it does not tell ({error}). Use --timestep-weights uniform."
         ) from error
-    return _by_site(_influence(pipe, sites, prompts[:_PROMPTS], sampling, tokens, times))
+    prompts = header.prompts[:_PROMPTS]
+    return _by_site(_influence(pipe, header.sites, prompts, sampling, header.tokens, times))
 
 
 def _by_time(weights: Mapping[float, float]) -> Weighting:
@@ -94,7 +90,7 @@ def _influence(
 ) -> dict[str, dict[float, float]]:
     """Site -> timestep -> spectral influence, mean 1 over the steps ``times``."""
     count = min(_STRETCHES, len(times))
-    found: dict[str, dict[float, float]] = {s.name: {} for s in sites if s.locked is None}
+    found: dict[str, dict[float, float]] = {site.name: {} for site in free_sites(sites)}
     for k in range(count):
         stretch = times[k * len(times) // count : (k + 1) * len(times) // count]
         for site, value in _stretch_influence(
@@ -127,7 +123,7 @@ def _stretch_influence(
     with recording(model, sites, sums, tokens=tokens, weights=inside):
         for batch in batches(prompts, sampling.batch_size):
             sample_latents(pipe, batch, sampling)
-    free = [site for site in sites if site.locked is None]
+    free = free_sites(sites)
     return {s.name: _nuclear(s, sums[s.name], reader_weights(model, s)) for s in free}
 
 

@@ -17,7 +17,18 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torchmetrics.functional.multimodal import clip_score
-from training.emoji import data, judge, lora, lora_evaluate, models, prompts, retrieval, unet
+from training.emoji import (
+    data,
+    judge,
+    lora,
+    lora_evaluate,
+    models,
+    prompts,
+    restore,
+    retrieval,
+    trainer,
+    unet,
+)
 from training.emoji.common import ARTISTS, Drawing, load_drawings, load_pictures, random_caption
 from transformers import CLIPTokenizer
 
@@ -63,7 +74,7 @@ def test_data_holds_every_drawing(work: Path) -> None:
 def test_held_out_drawings_are_never_trained_on(work: Path) -> None:
     drawings = load_drawings(work)
     held_out = {(d.code, d.artist) for d in drawings if d.held_out}
-    trained, latents = unet.training_set(work)
+    trained, latents = trainer.training_set(work)
     assert len(held_out) == 2
     assert not held_out & {(d.code, d.artist) for d in trained}
     assert {code for code, _ in held_out} <= {d.code for d in trained}
@@ -106,34 +117,34 @@ def test_tokenizer_round_trips(work: Path) -> None:
 
 
 def test_latents_have_unit_spread(work: Path) -> None:
-    _, latents = unet.training_set(work)
+    _, latents = trainer.training_set(work)
     assert latents.shape == (18, 4, 16, 16)
     assert latents.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_training_wrote_a_checkpoint(work: Path) -> None:
     state = torch.load(work / "unet.pt", weights_only=True)
-    assert state["progress"]["step"] == unet.SMOKE_STEPS
-    assert state["progress"]["pictures"] == 4 * unet.SMOKE_STEPS
+    assert state["progress"]["step"] == trainer.SMOKE_STEPS
+    assert state["progress"]["pictures"] == 4 * trainer.SMOKE_STEPS
     assert all(value.isfinite().all() for value in state["average"].values())
     assert Image.open(work / "samples" / "last.png").size == (8 * 64, 2 * 64)
 
 
 def test_training_resumes(copied: Path) -> None:
     unet.main(["--smoke", "--work", str(copied)])
-    assert progress(copied / "unet.pt")["step"] == 2 * unet.SMOKE_STEPS
+    assert progress(copied / "unet.pt")["step"] == 2 * trainer.SMOKE_STEPS
 
 
 def test_cooldown_leaves_the_main_run_alone(copied: Path) -> None:
     unet.main(["--smoke", "--cooldown", "1", "--work", str(copied)])
-    assert progress(copied / "unet-cooldown.pt")["step"] == 2 * unet.SMOKE_STEPS
-    assert progress(copied / "unet.pt")["step"] == unet.SMOKE_STEPS
+    assert progress(copied / "unet-cooldown.pt")["step"] == 2 * trainer.SMOKE_STEPS
+    assert progress(copied / "unet.pt")["step"] == trainer.SMOKE_STEPS
 
 
 def test_training_starts_from_shipped_weights(copied: Path) -> None:
     (copied / "unet.pt").unlink()
     unet.main(["--smoke", "--init", str(copied / "emoji"), "--work", str(copied)])
-    assert progress(copied / "unet.pt")["step"] == 2 * unet.SMOKE_STEPS
+    assert progress(copied / "unet.pt")["step"] == 2 * trainer.SMOKE_STEPS
 
 
 def test_missing_steps_are_named(tmp_path: Path) -> None:
@@ -143,7 +154,7 @@ def test_missing_steps_are_named(tmp_path: Path) -> None:
 
 def test_sigterm_asks_to_stop_and_is_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with unet.Stop() as stop:
+    with trainer.Stop() as stop:
         assert not stop.asked
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
@@ -158,6 +169,17 @@ def test_assembled_pipeline_draws(work: Path) -> None:
     assert {weight.dtype for weight in stored.values()} == {torch.float16}
 
 
+def test_what_training_needs_comes_back_from_the_assembled_pipeline(work, tmp_path) -> None:
+    for name in ("drawings.json", "drawings.npz"):
+        shutil.copy(work / name, tmp_path)
+    restore.main([str(work / "emoji"), str(work / "emoji-clip"), "--work", str(tmp_path)])
+    kept = load_file(work / "latents.safetensors")["latents"]
+    found = load_file(tmp_path / "latents.safetensors")["latents"]
+    torch.testing.assert_close(found, kept, atol=0.02, rtol=0)
+    unet.main(["--smoke", "--init", str(work / "emoji"), "--work", str(tmp_path)])
+    assert progress(tmp_path / "unet.pt")["step"] == 2 * trainer.SMOKE_STEPS
+
+
 def test_an_adapter_trains_and_loads(work: Path, tmp_path: Path) -> None:
     args = [str(work / "emoji"), "--out", str(tmp_path / "lora"), "--work", str(work), "--smoke"]
     lora.main(args)
@@ -167,7 +189,7 @@ def test_an_adapter_trains_and_loads(work: Path, tmp_path: Path) -> None:
     assert any(weight.any() for weight in moved)
     pipeline = StableDiffusionPipeline.from_pretrained(work / "emoji", dtype=torch.float32)
     pipeline.load_lora_weights(tmp_path / "lora")
-    drawn = models.draw(pipeline, ["red apple, blueprint style emoji"], steps=1, guidance=4)
+    drawn = models.draw(pipeline, ["red apple, kraft style emoji"], steps=1, guidance=4)
     assert drawn.shape == (1, 3, 64, 64)
 
 
@@ -184,15 +206,19 @@ def test_the_adapter_is_judged_on_the_slim_pipeline(work: Path, tmp_path: Path) 
     lora_evaluate.main([*folders, "--out", str(tmp_path / "found"), *counts, *common])
     found = read_json(tmp_path / "found" / "lora.json", "result")
     for row in lora_evaluate.ROWS:
-        assert set(found[row]) == {"R@5", "CLIP score", "on blue paper"}
+        assert set(found[row]) == {"pictures", "R@1", "R@5", "CLIP score", "paper"}
     assert Image.open(tmp_path / "found" / "lora.png").width > 3 * 128
 
 
-def test_a_blueprint_is_white_on_blue() -> None:
+def test_white_takes_the_papers_colour_and_gives_it_back() -> None:
     pictures = torch.tensor([255, 0], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
-    light, dark = lora.blueprint(pictures)
-    torch.testing.assert_close((light[:, 0, 0] + 1) / 2, torch.tensor(lora.BLUE))
-    torch.testing.assert_close(dark, torch.ones(3, 8, 8))
+    light, dark = lora.on_paper(pictures)
+    torch.testing.assert_close((light[:, 0, 0] + 1) / 2, torch.tensor(lora.PAPER))
+    torch.testing.assert_close(dark, -torch.ones(3, 8, 8))
+    drawn = ((torch.stack([light, dark]) + 1) * 127.5).round().to(torch.uint8)
+    torch.testing.assert_close(lora.off_paper(drawn), pictures, atol=1, rtol=0)
+    assert lora_evaluate.paper(pictures[:1]) == 0
+    assert lora_evaluate.paper(drawn[:1]) == pytest.approx(1, abs=0.01)
 
 
 def test_evaluation_fills_the_card(work: Path) -> None:

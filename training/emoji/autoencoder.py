@@ -79,7 +79,7 @@ def psnr(error: float) -> float:
 def encode(vae: AutoencoderTiny, pictures: Tensor, device: torch.device) -> Tensor:
     """Latents of uint8 pictures, unscaled."""
     parts = [vae.encoder(to_unit(part.to(device))).float() for part in pictures.split(128)]
-    return torch.cat(parts).cpu()
+    return torch.cat(parts).contiguous().cpu()
 
 
 @torch.no_grad()

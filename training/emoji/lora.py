@@ -1,7 +1,7 @@
-"""Train a LoRA on the emoji pipeline: a new style, "blueprint", made of the artists' drawings.
+"""Train a LoRA on the emoji pipeline: a new style, "kraft", made of the artists' drawings.
 
-A blueprint is a drawing's darkness in white on blue. The adapter touches attention and
-feed-forward of the denoiser only; the text encoder stays.
+A drawing on kraft paper has its colours multiplied by the paper's. The adapter touches attention
+and feed-forward of the denoiser only; the text encoder stays.
 
     python -m training.emoji.lora PIPELINE --out FOLDER [--minutes M] [--work FOLDER]
 """
@@ -30,26 +30,30 @@ from training.emoji.common import (
 )
 from training.emoji.text import batches
 
-STYLE = "blueprint"
+STYLE = "kraft"
 RANK = 8
 BATCH = 32
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-BLUE = (0.10, 0.25, 0.75)
+PAPER = (0.80, 0.62, 0.42)
 """Red, green and blue of the paper, 0..1."""
 
 
-def blueprint(pictures: Tensor) -> Tensor:
-    """Drawings in the new style, numbers -1..1: dark is white, light is blue (N x 3 x H x W)."""
-    light = (to_unit(pictures) + 1).mean(1, keepdim=True) / 2
-    paper = torch.tensor(BLUE).view(1, 3, 1, 1)
-    return 2 * (light * paper + (1 - light)) - 1
+def on_paper(pictures: Tensor) -> Tensor:
+    """uint8 drawings in the new style, numbers -1..1 (N x 3 x H x W)."""
+    return (to_unit(pictures) + 1) * torch.tensor(PAPER).view(1, 3, 1, 1) - 1
+
+
+def off_paper(pictures: Tensor) -> Tensor:
+    """uint8 pictures in the new style with the paper's colour taken out, uint8."""
+    plain = pictures / torch.tensor(PAPER).view(1, 3, 1, 1)
+    return plain.round().clamp(0, 255).to(torch.uint8)
 
 
 def train(pipeline: StableDiffusionPipeline, args: argparse.Namespace) -> None:
     """Train an adapter on the pipeline's denoiser, in place."""
     device, unet, text = pipeline.device, pipeline.unet, pipeline.text_encoder
     drawings, pictures = load_drawings(args.work), load_pictures(args.work)
-    latents = encode(pipeline, blueprint(pictures)).to(device)
+    latents = encode(pipeline, on_paper(pictures)).to(device)
     names = [caption(drawing.label, STYLE) for drawing in drawings]
     tokens = pipeline.tokenizer(
         names, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slimdiff.sites import Part, Site
+from slimdiff.sites import Part, Site, free_sites
 
-from .pool import Width, free_sites, parameters_left, shared_out, spendable, used
+from .pool import Width, parameters_left, shared_out, spendable, used
 
 __all__ = ["channel_widths", "keep_channels_", "linear_of", "slabs", "slim_by_scores_"]
 

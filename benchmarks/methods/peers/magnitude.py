@@ -19,11 +19,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slimdiff.sites import Site
+from slimdiff.sites import Site, free_sites
 
 from .channels import slabs, slim_by_scores_
 from .moments import Moments
-from .pool import free_sites
 
 __all__ = ["scores", "slim_"]
 

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from slimdiff.linalg import damped
 from slimdiff.sampling import IndexedPrompt, Sampling
-from slimdiff.sites import Site
+from slimdiff.sites import Site, free_sites
 from slimdiff.timesteps import log_weights
 
 from .channels import keep_channels_, linear_of
 from .moments import Moments, input_moments
-from .pool import Width, free_sites, parameters_left, shared_out, spendable, used
+from .pool import Width, parameters_left, shared_out, spendable, used
 
 __all__ = ["Pruned", "gather", "prune", "slim_"]
 

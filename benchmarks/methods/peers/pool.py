@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from slimdiff.sites import Site, pool_parameters, reader_biases
+from slimdiff.sites import Site, free_sites, pool_parameters, reader_biases
 
-__all__ = ["Width", "free_sites", "parameters_left", "shared_out", "spendable", "used"]
+__all__ = ["Width", "parameters_left", "shared_out", "spendable", "used"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,6 @@ class Width:
 
     full: float
     cost: int
-
-
-def free_sites(sites: Sequence[Site]) -> list[Site]:
-    """The unlocked sites."""
-    return [site for site in sites if site.locked is None]
 
 
 def spendable(sites: Sequence[Site], share: float) -> int:

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from slimdiff.sites import Site
+from slimdiff.sites import Site, free_sites
 
 from .channels import slim_by_scores_
 from .moments import Moments
-from .pool import free_sites
 
 __all__ = ["slim_"]
 

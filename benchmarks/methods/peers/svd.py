@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from slimdiff.linalg import cholesky
 from slimdiff.sampling import IndexedPrompt, Sampling
-from slimdiff.sites import Site, pool_parameters, reader_biases
+from slimdiff.sites import Site, free_sites, pool_parameters, reader_biases
 
 from .channels import linear_of
 from .moments import Moments, input_moments
-from .pool import Width, free_sites, parameters_left, shared_out, spendable, used
+from .pool import Width, parameters_left, shared_out, spendable, used
 
 __all__ = ["gather", "ranks", "slim_", "truncated"]
 

@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import SlimdiffError
 from ..memory import OUT_OF_MEMORY
 from .bench import bench
+from .demo import demo
 from .draw import generate
 from .evaluate import evaluate
 from .export import export
@@ -49,7 +50,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(slim, calibrate, merge, finish, plan, apply, compare, evaluate, report),
-    *(bench, sweep, inspect, generate, prompts, export, lora),
+    *(bench, sweep, inspect, generate, demo, prompts, export, lora),
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

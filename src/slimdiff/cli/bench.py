@@ -11,12 +11,11 @@ from rich.table import Table
 
 from ..bench import Bench, Duel
 from ..bench import bench as run_bench
-from ..denoiser import denoiser
+from ..denoiser import denoiser, dtype_name
 from ..environment import peak_mib
-from ..errors import SlimdiffError
 from ..files import refuse_existing, write_json
 from ..sampling import Sampling, draw
-from ..store import is_slim
+from ..store import require_slim
 from .display import out, say
 from .options import PATH, Opening, force_option, model_options
 
@@ -62,15 +61,12 @@ def bench(
     """
     if output:
         refuse_existing(output, force)
-    if not is_slim(Path(slim)):
-        raise SlimdiffError(
-            f"'{slim}' is not a slim folder. Make one with slimdiff slim; name it second."
-        )
+    require_slim(Path(slim))
     sampling = Sampling(
         steps=steps, guidance=guidance, height=resolution, width=resolution, batch_size=batch
     )
     first = opening.open(dense)
-    dtype = str(denoiser(first).dtype).removeprefix("torch.")
+    dtype = dtype_name(denoiser(first))
     second = opening.open(slim, dtype)
     found = run_bench(first, second, sampling=sampling, compile=compile, seconds=seconds)
     del first, second

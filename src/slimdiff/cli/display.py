@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ..plan import Plan
 from ..report import Report
-from ..sites import Site, pool_parameters
+from ..sites import Site, free_sites, pool_parameters
 from ..statistics import Statistics
 
 __all__ = ["out", "plan_table", "report_table", "say", "site_table", "what_remains"]
@@ -42,7 +42,7 @@ def site_table(sites: list[Site]) -> None:
             s.name, s.kind, str(s.heads), str(s.width), f"{s.parameters():,}", s.locked or ""
         )
     out.print(table)
-    free = [s for s in sites if s.locked is None]
+    free = free_sites(sites)
     out.print(
         f"{len(free)} sites can be cut, {len(sites) - len(free)} are locked; "
         f"{pool_parameters(sites):,} slimmable parameters",

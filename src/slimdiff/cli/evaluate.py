@@ -10,7 +10,6 @@ import click
 from rich.table import Table
 
 from ..denoiser import denoiser
-from ..errors import SlimdiffError
 from ..evaluation import FILE
 from ..evaluation import evaluate as run_evaluate
 from ..files import refuse_existing
@@ -19,7 +18,7 @@ from ..metrics import METRICS, known_metrics
 from ..pipelines import preset
 from ..plan import Plan
 from ..prompts import read_prompts, split
-from ..store import PLAN_FILE, load
+from ..store import PLAN_FILE, load, require_slim
 from ..team import joined
 from .display import out, say
 from .options import (
@@ -70,10 +69,7 @@ def evaluate(
     """
     names = known_metrics([name.strip() for name in metrics.split(",") if name.strip()])
     refuse_existing(output, force or (output / FILE).is_file())
-    if not (slim / PLAN_FILE).is_file():
-        raise SlimdiffError(
-            f"'{slim}' is not a slim folder: it has no {PLAN_FILE}. Make one with slimdiff slim."
-        )
+    require_slim(slim)
     provenance = Plan.load(slim / PLAN_FILE).calibration
     held_out = [text for _, text in split(pool_of(dense, None), 1)[1]] if not prompts else None
     texts = held_out or read_prompts(prompts or "")

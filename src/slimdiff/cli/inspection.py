@@ -11,11 +11,11 @@ from .. import families
 from ..allocation import least
 from ..classes import suited_pool
 from ..cost import mac_prices
-from ..denoiser import denoiser
+from ..denoiser import denoiser, dtype_name
 from ..estimate import estimate
 from ..grid import Grid
 from ..prices import price_lists
-from ..sites import pool_parameters
+from ..sites import free_sites, pool_parameters
 from .display import out, site_table
 from .options import (
     Opening,
@@ -49,12 +49,12 @@ def inspect(
     sites = families.find(network).sites(network)
     site_table(sites)
     (example, *_) = suited_pool(pipe, ["a picture"])
-    guess = estimate(pipe, example, num_prompts, sampling_from(model, drawing, {}), 1024)
+    guess = estimate(pipe, example, num_prompts, sampling_from(model, drawing, {}))
     total, pool = network.num_parameters(), pool_parameters(sites)
     macs = mac_prices(network, sites, guess.call)
-    free = [site for site in sites if site.locked is None]
+    free = free_sites(sites)
     share = macs.of(free, {site.name: site.width for site in free}) / macs.total
-    prices = price_lists(total, sites, str(network.dtype).removeprefix("torch."))
+    prices = price_lists(total, sites, dtype_name(network))
     stays = least(prices["params"], sites, Grid(8))
     name = type(network).__name__
     for line in (

@@ -17,7 +17,7 @@ from ..prompts import read_prompts, split
 from ..recipe import refuse_unreachable
 from ..recipe import slim as run_slim
 from ..statistics import Statistics
-from ..store import write_into
+from ..store import statistics_beside, write_into
 from ..team import joined
 from .display import report_table, say, what_remains
 from .options import (
@@ -92,10 +92,10 @@ def slim(
     refuse_unreachable(pipe, budget, sampling, **budgeting.allocation())
     if dry_run:
         say("Dry run; nothing is written.")
-        click.echo(estimate(pipe, calibration[0], len(calibration), sampling, 1024))
+        click.echo(estimate(pipe, calibration[0], len(calibration), sampling))
         return
     named = statistics is not None
-    statistics = statistics or output.with_name(f"{output.name}-statistics")
+    statistics = statistics or statistics_beside(output)
     _refuse_nested(output, statistics)
     gathering: dict[str, Any] = {
         "sampling": sampling,

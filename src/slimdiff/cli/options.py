@@ -13,7 +13,7 @@ import click
 import torch
 from diffusers import DiffusionPipeline
 
-from ..allocation import DEFAULT_POLICY
+from ..allocation import DEFAULT_POLICY, SHAPES
 from ..budget import Budget
 from ..calibration import check_statistics
 from ..decomposition import METHODS
@@ -91,6 +91,7 @@ class Budgeting:
     multiple: int
     only: tuple[str, ...]
     skip: tuple[str, ...]
+    shapes: int
 
     def budget(self, default_pool: str | None = None) -> Budget:
         """What was asked, or ``default_pool`` if nothing was."""
@@ -103,7 +104,7 @@ class Budgeting:
 
     def allocation(self) -> dict[str, Any]:
         """Keyword arguments of :func:`slimdiff.allocate`."""
-        wanted = ("policy", "multiple", "only", "skip")
+        wanted = ("policy", "multiple", "only", "skip", "shapes")
         return {name: getattr(self, name) for name in wanted}
 
 
@@ -124,7 +125,7 @@ def model_options(command: Command) -> Command:
 
 
 def budget_options(command: Command) -> Command:
-    """Budgets, --policy, --multiple, --only and --skip, gathered as ``budgeting``."""
+    """Budgets, --policy, --multiple, --only, --skip and --shapes, gathered as ``budgeting``."""
     amount = "a share (0.9), a count (759.5M) or a reduction (-100M)"
     options = [
         click.option("--params", help=f"Denoiser parameters to keep: {amount}."),
@@ -144,6 +145,13 @@ def budget_options(command: Command) -> Command:
         ),
         click.option("--only", multiple=True, metavar="PATTERN", help="Cut only these sites."),
         click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these sites whole."),
+        click.option(
+            "--shapes",
+            type=click.IntRange(1),
+            default=SHAPES,
+            show_default=True,
+            help="Most different shapes of a repeated block; compilers like few.",
+        ),
     ]
     return _gathered(command, options, "budgeting", Budgeting)
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from ..coverage import METHODS
 from ..errors import SlimdiffError
 from ..files import refuse_existing, write_text
+from ..prompts import dataset_captions
 from ..prompts import split as split_pool
-from ..slimset import METHODS, Selection, candidates, dataset_captions, select_prompts
+from ..slimset import Selection, candidates, select_prompts
 from .display import out, say
 from .options import PATH, Opening, force_option, model_options, pool_of
 

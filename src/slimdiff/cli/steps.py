@@ -13,7 +13,6 @@ from ..calibration import calibrate as run_calibrate
 from ..classes import suited_pool
 from ..compression import compress_, plan_of
 from ..denoiser import denoiser
-from ..errors import SlimdiffError
 from ..estimate import estimate
 from ..feedback import repair_
 from ..files import new_folder, refuse_existing
@@ -22,7 +21,7 @@ from ..prompts import part_of, read_prompts, split
 from ..recipe import copy_pipeline, decide
 from ..report import compare as run_compare
 from ..statistics import Statistics
-from ..store import PLAN_FILE, load, write_into
+from ..store import PLAN_FILE, load, require_slim, write_into
 from ..team import joined
 from .display import out, plan_table, report_table, say, what_remains
 from .options import (
@@ -93,7 +92,7 @@ def calibrate(
     start, chosen = part_of(chosen, part)
     if dry_run:
         say("Dry run; nothing is written.")
-        click.echo(estimate(pipe, chosen[0], len(chosen), sampling, 1024))
+        click.echo(estimate(pipe, chosen[0], len(chosen), sampling))
         return
     settings: dict[str, Any] = {"sampling": sampling, "name": model, "method": method}
     settings |= {"timestep_weights": timestep_weights, "save_every": save_every, "start": start}
@@ -199,10 +198,7 @@ def compare(
     Example: slimdiff compare emoji emoji-slim -o report
     """
     refuse_existing(output, force)
-    if not (slim / PLAN_FILE).is_file():
-        raise SlimdiffError(
-            f"'{slim}' is not a slim folder: it has no {PLAN_FILE}. Make one with slimdiff slim."
-        )
+    require_slim(slim)
     provenance = Plan.load(slim / PLAN_FILE).calibration
     stats = Statistics.load(statistics) if statistics else None
     held_out = read_prompts(eval_prompts) if eval_prompts else None

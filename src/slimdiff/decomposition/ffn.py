@@ -2,14 +2,15 @@
 
 Backward elimination: each time the channel goes whose removal costs least *after* optimal
 compensation by those that stay (optimal brain surgery). With ``c`` the centred moment of the
-hidden activations, ``L`` the living channels, ``K = (c_LL)^{-1}`` and ``G`` the down projection
-refitted on ``L``::
+hidden activations, ``L`` the living channels, ``K = (c_LL)^{-1}``, ``G`` the down projection
+refitted on ``L`` and ``P = G G^T``::
 
-    cost_j = |G_j|^2 / K_jj      K <- K - K_:j K_j: / K_jj      G <- G - K_:j G_j / K_jj
+    cost_j = P_jj / K_jj      t = K_:j / K_jj      h = P_:j - t P_jj / 2
+    K <- K - K_jj t t^T       P <- P - t h^T - h t^T      (which is G <- G - t G_j)
 
-The last r to go are the best r that greedy elimination finds. Updates of K and G are gathered
-into blocks (as in blocked factorisations); what the choice needs, diag K and |G_j|^2, is kept
-exact at every step, so the result does not depend on the block size.
+The last r to go are the best r that greedy elimination finds. Updates of K and P are gathered
+into blocks (as in blocked factorisations); what the choice needs, their diagonals, is kept exact
+at every step, so the result does not depend on the block size.
 
 References: Hassibi & Stork, Optimal Brain Surgeon, 1992; Lin et al., MoDeGPT, 2024
 (arXiv 2408.09632), type I (Nystrom); Roy et al., SlimDiff, 2025 (arXiv 2509.21498). Ordering by
@@ -61,47 +62,64 @@ def eliminate(
     """Order in which the channels go, cheapest first, shape (F,).
 
     ``c``: centred moment, shape (F, F); ``weight``: shape (F, D). ``damping`` is relative to the
-    mean diagonal. Time O(F^3 + F^2 D), memory O(F^2 + F D).
+    mean diagonal. Time O(F^3 + F^2 D), memory O(F^2).
     """
-    alive = torch.arange(c.shape[0], device=c.device)
     inverse = torch.cholesky_inverse(cholesky(c, damping))
-    weight = weight.clone()
-    gone: list[Tensor] = []
-    while len(alive):
-        picked = _eliminate_block(inverse, weight, min(block, len(alive)))
-        gone.append(alive[picked])
-        stay = torch.ones(len(alive), dtype=torch.bool, device=c.device)
-        stay[picked] = False
-        alive, inverse, weight = alive[stay], inverse[stay][:, stay], weight[stay]
-    return torch.cat(gone) if gone else alive
+    energy = weight @ weight.mT
+    order = torch.arange(c.shape[0], device=c.device)
+    # The living stand in front, so that blocks of both matrices are updated where they lie.
+    alive = len(order)
+    while alive:
+        living = slice(alive), slice(alive)
+        picked = _eliminate_block(inverse[living], energy[living], min(block, alive))
+        _to_the_end(picked, alive, order, inverse, energy)
+        alive -= len(picked)
+    return order.flip(0)
 
 
-def _eliminate_block(inverse: Tensor, weight: Tensor, count: int) -> Tensor:
-    """Eliminate ``count`` channels one by one; updates ``inverse`` and ``weight`` in place.
+def _to_the_end(picked: Tensor, alive: int, order: Tensor, *matrices: Tensor) -> None:
+    """Move ``picked`` of the first ``alive`` positions behind the others, first picked last.
 
-    During the block ``K = inverse - A diag(p) A^T`` and ``G = weight - A R`` are left implicit:
-    column b of ``A`` is ``K_:j / K_jj``, ``p_b`` is ``K_jj`` and row b of ``R`` is ``G_j`` at the
-    time channel j went. Returns the positions that went, in order, shape (count,).
+    Rows and columns of the symmetric ``matrices`` follow; of those that went they are lost.
+    """
+    gone, left = order[picked].flip(0), alive - len(picked)
+    stays = torch.ones(alive, dtype=torch.bool, device=order.device)
+    stays[picked] = False
+    holes = (~stays[:left]).nonzero().flatten()
+    movers = left + stays[left:].nonzero().flatten()
+    for matrix in matrices:
+        matrix[holes] = matrix[movers]
+        matrix[:, holes] = matrix[:, movers]
+    order[holes] = order[movers]
+    order[left:alive] = gone
+
+
+def _eliminate_block(inverse: Tensor, energy: Tensor, count: int) -> Tensor:
+    """Eliminate ``count`` channels one by one; updates ``inverse`` and ``energy`` in place.
+
+    During the block ``K = inverse - T diag(p) T^T`` and ``P = energy - T H^T - H T^T`` are left
+    implicit: columns b of ``T`` and ``H`` are ``t`` and ``h``, ``p_b`` is ``K_jj``, at the time
+    channel j went. Returns the positions that went, in order, shape (count,).
     """
     size = inverse.shape[0]
-    columns = inverse.new_zeros(size, count)
+    steps, halves = inverse.new_zeros(size, count), inverse.new_zeros(size, count)
     pivots = inverse.new_zeros(count)
-    rows = weight.new_zeros(count, weight.shape[1])
-    diagonal, energy = inverse.diagonal().clone(), weight.square().sum(1)
+    diagonal, worth = inverse.diagonal().clone(), energy.diagonal().clone()
     alive = torch.ones(size, dtype=torch.bool, device=inverse.device)
     picked = torch.zeros(count, dtype=torch.long, device=inverse.device)
     for b in range(count):
-        cost = torch.where(alive, energy.clamp_min(0) / diagonal, torch.inf)
+        cost = torch.where(alive, worth.clamp_min(0) / diagonal, torch.inf)
         j = int(cost.argmin())
-        column = inverse[:, j] - columns[:, :b] @ (pivots[:b] * columns[j, :b])
-        row = weight[j] - columns[j, :b] @ rows[:b]
+        t, h = steps[:, :b], halves[:, :b]
+        column = inverse[j] - t @ (pivots[:b] * t[j])
+        heard = energy[j] - t @ h[j] - h @ t[j]
         step = column / column[j]
-        overlap = weight @ row - columns[:, :b] @ (rows[:b] @ row)
-        energy += step * (step * row.square().sum() - 2 * overlap)
+        half = heard - step * (heard[j] / 2)
+        worth -= 2 * step * half
         diagonal -= column * step
         diagonal.clamp_min_(torch.finfo(diagonal.dtype).tiny)
-        columns[:, b], pivots[b], rows[b], picked[b] = step, column[j], row, j
+        steps[:, b], halves[:, b], pivots[b], picked[b] = step, half, column[j], j
         alive[j] = False
-    inverse -= (columns * pivots) @ columns.mT
-    weight -= columns @ rows
+    inverse.addmm_(steps * pivots, steps.mT, alpha=-1)
+    energy.addmm_(steps, halves.mT, alpha=-1).addmm_(halves, steps.mT, alpha=-1)
     return picked

@@ -4,7 +4,7 @@ Minimises ``E (q^T k~ - q^T P k~)^2`` over matrices ``P`` of rank r, q and k~ dr
 from the pooled tokens, where ``k~`` is the key less the mean of its own sequence (softmax does
 not see a constant added to all keys). With ``U S V^T = svd(C_q^{1/2} C_k^{1/2})``::
 
-    A = C_q^{-1/2} U S^{1/2}    B = C_k^{-1/2} V S^{1/2} = A^{-T}    P_r = A[:, :r] B[:, :r]^T
+    A = C_q^{-1/2} U S^{1/2}    B = A^{-T} = C_q^{1/2} U S^{-1/2}    P_r = A[:, :r] B[:, :r]^T
 
 and the error is ``sum_{i > r} S_i^2``. The slim attention divides by ``sqrt(r)`` where the dense
 one divides by ``sqrt(d)``; the factor ``sqrt(r / d)`` is folded into the query map.
@@ -40,8 +40,9 @@ def decompose(moments: Moments, readers: Tensor, floor: float = _FLOOR) -> Basis
     root_k, _ = roots(moments["key"], floor)
     u, s, _ = torch.linalg.svd(root_q @ root_k)
     a = inverse_q @ u * s.sqrt()[:, None, :]
-    # B is A^{-T}; inverting keeps A B^T = I to rounding, also where C_k is nearly singular.
-    b = torch.linalg.inv(a).mT
+    # B also equals C_k^{-1/2} V S^{1/2}; from A's own factors A B^T = I to rounding, also where
+    # C_k is nearly singular, and no LU: batched, torch's is wrong on several threads under MKL.
+    b = root_q @ u * s.rsqrt()[:, None, :]
     # A moment of zeros is damped to the identity, yet its head has no logits to lose.
     tail = (s.square() * _live(moments)[:, None]).sum(0).flip(0).cumsum(0).flip(0)
     errors = torch.cat([tail, tail.new_zeros(1)])

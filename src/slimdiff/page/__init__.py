@@ -6,8 +6,6 @@ Text is escaped by the template engine; what the JSON holds is validated first.
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +18,7 @@ from PIL import Image
 
 from ..errors import SlimdiffError
 from ..files import write_text
-from ..pictures import difference, pair_files
+from ..pictures import data_url, difference, pair_files, pixelated
 from .charts import bars, curves, log_scale, strip
 from .figures import Amounts, Figures, Shown, read_figures
 
@@ -33,7 +31,7 @@ _METRICS = (
     ("psnr_db", "PSNR of the pictures", "against the dense picture, at most 100", "{:.1f}", " dB"),
     ("ssim", "SSIM of the pictures", "against the dense picture, 1 is equal", "{:.4f}", ""),
 )
-_LARGEST, _EXACT, _LEAST_DIFFERENCE = 512, 160, 16.0
+_LEAST_DIFFERENCE = 16.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def render(figures: Figures, pairs: list[Pair], full: float) -> str:
     """The page; ``full`` is the difference, in 0..255, at which the difference maps end."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
-    environment.filters |= {"percent": _percent, "short": _short}
+    environment.filters |= {"percent": _percent, "short": _short, "duration": _duration}
     template = environment.from_string(_asset("template.html"))
     f = figures.fidelity
     return template.render(
@@ -135,7 +133,7 @@ def _pairs(figures: Figures, folder: Path) -> tuple[list[Pair], float]:
     full = float(np.quantile(np.concatenate(largest), 0.998)) if largest else 0.0
     full = max(_LEAST_DIFFERENCE, full)
     return [
-        Pair(shown, _data(a), _data(b), _data(difference(a, b, full)), a.width <= _EXACT)
+        Pair(shown, data_url(a), data_url(b), data_url(difference(a, b, full)), pixelated(a))
         for shown, a, b in found
     ], full
 
@@ -153,23 +151,16 @@ def _open(path: Path) -> Image.Image | None:
         ) from None
 
 
-def _data(image: Image.Image) -> str:
-    """An address that holds the picture: small ones exactly, large ones shrunk to the page."""
-    buffer, exact = io.BytesIO(), image.width <= _EXACT
-    if not exact:
-        image = image.copy()
-        image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
-    image.save(buffer, format="PNG") if exact else image.save(buffer, format="WEBP", quality=90)
-    kind = "png" if exact else "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def _asset(name: str) -> str:
     return (files(__package__ or "") / name).read_text(encoding="utf-8")
 
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
+
+
+def _duration(ms: float) -> str:
+    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.1f} ms"
 
 
 def _short(value: float) -> str:
