@@ -119,9 +119,18 @@ def kill_loop(kills: int, root: Path, seed: int = 0) -> Counter[str]:
                     break
                 if counts[f"{job} killed"] % 4 == 0 and finished(arguments, folder):
                     break
-            assert result(folder) == expected, f"{job} ended differently in {folder}"
+            _same(result(folder), expected, f"{job} in {folder}")
             counts[f"{job} finished"] += 1
     return counts
+
+
+def _same(found: dict[str, str], expected: dict[str, str], where: str) -> None:
+    differ = {
+        name: (found.get(name), expected.get(name))
+        for name in found.keys() | expected.keys()
+        if found.get(name) != expected.get(name)
+    }
+    assert not differ, f"{where} ended differently (found, expected): {differ}"
 
 
 def _prepared(root: Path, folder: Path, arguments: list[str]) -> float:

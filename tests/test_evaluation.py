@@ -92,7 +92,9 @@ def test_a_stopped_evaluation_goes_on_and_draws_only_what_is_missing(
         evaluated(pipes, folder)
     assert len(pictures(folder)) == 4
     (folder / "dense/000000.png").unlink()
+    (folder / "dense/.slimdiff-000000.png.torn").write_bytes(b"of a killed process")
     assert evaluated(pipes, folder) == made[0]
+    assert not list(folder.rglob(".slimdiff*"))
     assert drawn == [2, 2, 1, 2, 1, 2, 2, 1]
     assert pictures(folder) == pictures(made[1])
 

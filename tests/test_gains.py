@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from helpers import statistics
 from tiny import tiny_pipeline
 
 import slimdiff
@@ -59,6 +61,21 @@ def test_a_large_model_measures_groups_for_less_than_the_sampling_cost(pipe, mon
     assert sum(rows) - sampled < sampled  # the maps take time too
     assert stats.complete
     assert all(gain.error > 0 for gain in stats.header.gains.values())
+
+
+@given(st.integers(1, 600), st.integers(1, 50))
+def test_what_a_large_model_evaluates_for_gains_fits_into_the_sampling(prompts, steps):
+    stats = statistics()
+    header = replace(
+        stats.header,
+        source=replace(stats.header.source, parameters=10**9),
+        sampling=replace(stats.header.sampling, steps=steps),
+        prompts=tuple((i, "a") for i in range(prompts)),
+    )
+    extent, sampled = gains._extent(header), prompts * steps
+    assert extent.steps <= extent.run <= max(1, sampled / 4)
+    evaluated = extent.prompts * (extent.run + extent.passes * extent.steps)
+    assert evaluated + gains._MAPS <= sampled or (extent.prompts, extent.passes) == (1, 1)
 
 
 def test_the_gains_of_a_group_add_up_to_the_error_of_cutting_all_of_it(pipe, monkeypatch):

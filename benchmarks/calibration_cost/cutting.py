@@ -18,8 +18,8 @@ from slimdiff.cost import weight_bytes
 from slimdiff.decomposition import EXACT, Basis
 from slimdiff.denoiser import fingerprint
 from slimdiff.environment import peak_mib
-from slimdiff.recording import empty_sums
-from slimdiff.sites import Site, moment_mib
+from slimdiff.recording import empty_sums, moment_mib
+from slimdiff.sites import Site
 from slimdiff.statistics import Gain
 from slimdiff.surgery import reader_weights
 

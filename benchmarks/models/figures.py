@@ -15,7 +15,8 @@ from slimdiff.gains import Call
 from slimdiff.grid import Grid, tied
 from slimdiff.policies import POLICIES, Group, Option
 from slimdiff.prices import PriceList, fixed, price_lists
-from slimdiff.sites import Site, free_sites, moment_mib, pool_parameters
+from slimdiff.recording import moment_mib
+from slimdiff.sites import Site, free_sites, pool_parameters
 
 from .published import Published
 

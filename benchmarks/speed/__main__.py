@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
     parser.add_argument("--resolution", type=int, default=512, help="pixels, frontier and sdxl")
-    parser.add_argument("--reductions", nargs="+", default=["-50M", "-100M", "-150M"])
+    parser.add_argument("--reductions", nargs="+", default=["-50M", "-100M", "-140M"])
     parser.add_argument("--rounds", type=int, default=5, help="rounds, frontier and sdxl")
     parser.add_argument("--asked", type=float, default=0.8, help="share of the time, emoji")
     parser.add_argument("--statistics", type=Path, help="folder of the emoji's statistics")

@@ -18,7 +18,7 @@ from . import families
 from .cost import mac_prices
 from .decomposition import METHODS, Basis
 from .denoiser import check_finite, denoiser, dtype_name, fingerprint, refuse_slim
-from .environment import device_name, float64_device, peak_mib, sums_device, versions
+from .environment import device_name, float64_device, peak_mib, versions
 from .errors import SlimdiffError
 from .files import LEFTOVER
 from .gains import (
@@ -32,9 +32,10 @@ from .gains import (
 from .gathering import SAVE_EVERY, gather, resumed
 from .locking import exclusive
 from .memory import OUT_OF_MEMORY, halved
-from .recording import TokenSampling, empty_sums
+from .passes import gather_in_passes, site_groups
+from .recording import TokenSampling
 from .sampling import IndexedPrompt, Sampling
-from .sites import free_sites, moment_mib, refuse_locked
+from .sites import free_sites, refuse_locked
 from .statistics import Gain, Header, Source, Statistics
 from .sums import moved
 from .surgery import reader_weights
@@ -59,6 +60,7 @@ def calibrate(
     timestep_weights: str = "uniform",
     folder: str | Path | None = None,
     save_every: float = SAVE_EVERY,
+    max_moment_mib: float | None = None,
 ) -> Statistics:
     """Sample ``prompts`` with the pipeline as it is and return the statistics of its denoiser.
 
@@ -72,11 +74,14 @@ def calibrate(
     are shared out, and every process returns the same statistics.
 
     Memory: one float64 matrix of (F+1)^2 a feed-forward and (Hd+1)^2 a reader of an attention;
-    with ``folder`` only while sampling, after which sums are read back site by site. Time: the
-    sampling itself, at most as much again for the gains.
+    with ``folder`` only while sampling, after which sums are read back site by site. Where even
+    that is too much, ``max_moment_mib`` has the prompts sampled several times, each time for as
+    many sites as fit: the same sums (:mod:`slimdiff.passes`). Time: the sampling itself, at most
+    as much again for the gains.
 
     Raises SlimdiffError for an unknown denoiser, no prompts, weights or activations that are not
-    finite, or a folder that another process is at work in.
+    finite, a folder that another process is at work in, or several passes without a folder or in
+    a process group.
     """
     if not prompts:
         raise SlimdiffError(
@@ -90,7 +95,8 @@ def calibrate(
         return found  # also from a folder that cannot be written to
     with exclusive(place) if place and team.leads else nullcontext():
         stats = found if place is None else resumed(stats, place)
-        stats = finish(pipe, _shared(pipe, stats, place, team, save_every), method)
+        stats = _shared(pipe, stats, place, team, save_every, max_moment_mib)
+        stats = finish(pipe, stats, method)
         if place is not None:
             if team.leads:
                 stats.save(place)
@@ -105,6 +111,7 @@ def _shared(
     folder: Path | None,
     team: Team,
     save_every: float,
+    most_mib: float | None,
 ) -> Statistics:
     """``stats`` with all prompts summed, each process of the team having taken its share."""
     header = stats.header
@@ -112,24 +119,29 @@ def _shared(
         return stats
     weights = timestep_weighting(pipe, header)
     if team.size == 1:
-        stats = gather(pipe, stats, folder, weights, save_every)
+        stats = gather_in_passes(pipe, stats, folder, weights, save_every, most_mib)
         return stats if folder is None else Statistics.load(folder)  # sums are read when used
+    if len(site_groups(header.sites, most_mib)) > 1:
+        raise SlimdiffError(
+            "--max-moment-mib works in one process only; this is one of "
+            f"{team.size}. Calibrate parts apart (--part K/N) and merge them."
+        )
     share = tuple(team.share(header.prompts[header.done :]))
     own = replace(header, prompts=share, gain_prompts=(), done=0, files={})
-    part = Statistics(own, empty_sums(header.sites, denoiser(pipe).device))
+    part = Statistics(own, {})
     place = None if folder is None else _part(folder, team)
     with exclusive(place) if place else nullcontext():
         if place is not None:
             part = resumed(part, place)
         part = gather(pipe, part, place, weights, save_every)
     team.add_up_(part.sums)
-    for site, tensors in stats.sums.items():
-        for name, total in tensors.items():
-            total += part.sums[site][name]
+    for site, before in stats.sums.items():
+        for name, total in part.sums[site].items():
+            total += before[name].to(total.device)
     seconds = header.seconds + part.header.seconds
     peak = max(header.peak_mib, part.header.peak_mib)
     done = replace(header, done=len(header.prompts), seconds=seconds, peak_mib=peak)
-    return replace(stats, header=replace(done, phases=part.header.phases))
+    return Statistics(replace(done, phases=part.header.phases), part.sums)
 
 
 def _part(folder: Path, team: Team) -> Path:
@@ -225,7 +237,7 @@ def _begin(
         device=device_name(model.device),
         versions=versions(),
     )
-    return Statistics(header, empty_sums(sites, sums_device(model.device, moment_mib(sites))))
+    return Statistics(header, {})
 
 
 def _shared_out(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .denoiser import denoiser, fingerprint
 from .environment import device_name, versions
 from .errors import SlimdiffError
-from .files import read_json, write_bytes, write_json
+from .files import read_json, remove_leftovers, write_bytes, write_json
 from .locking import exclusive
 from .memory import halving
 from .metrics import Drawn, compute, known_metrics
@@ -73,6 +73,7 @@ def evaluate(
         team.wait()
         if not team.leads:
             return {}
+        remove_leftovers(folder)
         before, after = (_read(folder / side, len(prompts)) for side in SIDES)
         found, missing = compute(names, Drawn(prompts, before, after, judge))
         result = {

@@ -26,6 +26,7 @@ __all__ = [
     "new_folder",
     "read_json",
     "refuse_existing",
+    "remove_leftovers",
     "sha256",
     "write_bytes",
     "write_json",
@@ -101,6 +102,16 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             os.rename(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Take away half-written files that killed processes left anywhere under ``folder``.
+
+    Call it only where no other process writes.
+    """
+    for path in folder.rglob(f"{LEFTOVER}-*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -52,6 +52,8 @@ __all__ = [
 _STEPS = 4
 MOST_PROMPTS = 4
 _LARGE = 200e6  # parameters; below that a pass a site is cheap in any case
+_RUN_SHARE = 4  # of a large model's sampling goes into the run that calls are taken from, at most
+_MAPS = 2  # evaluations that finding the maps of a large model's sites takes as long as
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ def _stretches(sites: Sequence[Site], count: int) -> list[list[Site]]:
 
 def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
     """Dense calls to measure gains on, at a few timesteps of one batch of ``gain_prompts``."""
-    return capture_calls(pipe, gain_prompts(header), header.sampling, _extent(header).steps)
+    extent = _extent(header)
+    sampling = replace(header.sampling, steps=extent.run)
+    return capture_calls(pipe, gain_prompts(header), sampling, extent.steps)
 
 
 def gain_prompts(header: Header) -> Sequence[IndexedPrompt]:
@@ -159,9 +163,13 @@ def one_call(
 
 @dataclass(frozen=True)
 class _Extent:
-    """How many prompts and steps the calls come from, and how often they may be repeated."""
+    """How many prompts and steps the calls come from, and how often they may be repeated.
+
+    ``run`` is the number of steps of the run that the calls are taken from.
+    """
 
     prompts: int
+    run: int
     steps: int
     passes: int
 
@@ -174,14 +182,15 @@ def _extent(header: Header) -> _Extent:
     sites = max(1, len(free_sites(header.sites)))
     all_steps = header.sampling.steps
     sampled, steps = len(header.prompts) * all_steps, min(_STEPS, all_steps)
-    if header.source.parameters > _LARGE:
-        # Less the run that the calls are taken from, and the maps: about one evaluation's work.
-        sampled = max(0, sampled - all_steps - 1)
-        steps = min(steps, max(1, sampled // sites))
-    prompts = max(1, min(MOST_PROMPTS, sampled // (sites * steps)))
     if header.source.parameters <= _LARGE:
-        return _Extent(prompts, steps, sites)
-    return _Extent(prompts, steps, min(sites, max(1, sampled // (prompts * steps))))
+        prompts = max(1, min(MOST_PROMPTS, sampled // (sites * steps)))
+        return _Extent(prompts, all_steps, steps, sites)
+    run = min(all_steps, max(1, sampled // _RUN_SHARE))
+    sampled = max(0, sampled - _MAPS)
+    steps = min(steps, run, max(1, sampled // sites))
+    prompts = max(1, min(MOST_PROMPTS, sampled // (sites * steps + run)))
+    passes = max(1, (sampled - prompts * run) // (prompts * steps))
+    return _Extent(prompts, run, steps, min(sites, passes))
 
 
 def capture_calls(

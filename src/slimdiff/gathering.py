@@ -8,21 +8,20 @@ state is taken up again and the batches are halved.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from torch import Tensor
 from tqdm import tqdm
 
 from .denoiser import denoiser
-from .environment import peak_mib
+from .environment import peak_mib, sums_device
 from .errors import SlimdiffError
 from .memory import OUT_OF_MEMORY, halved
-from .recording import Sums, Weighting, recording
+from .recording import Sums, Weighting, empty_sums, moment_mib, recording
 from .sampling import batches, sample_latents
 from .statistics import Header, Statistics, refuse_foreign
+from .sums import moved
 
 __all__ = ["SAVE_EVERY", "gather", "resumed"]
 
@@ -39,7 +38,10 @@ def gather(
     weights: Weighting,
     save_every: float = SAVE_EVERY,
 ) -> Statistics:
-    """Sum the prompts not yet summed, in place; with ``folder`` save every so many seconds."""
+    """Sum the prompts not yet summed; with ``folder`` save every so many seconds.
+
+    Sums that ``stats`` holds in memory are added to in place.
+    """
     while True:
         try:
             return _summed(pipe, stats, folder, weights, save_every)
@@ -64,32 +66,27 @@ def resumed(fresh: Statistics, folder: Path) -> Statistics:
             f"'{folder}' holds statistics with other {', '.join(differ)}. Choose another folder "
             "(--statistics), or remove this one."
         )
-    if found.header.done == len(found.header.prompts):
-        return found
-    return replace(found, sums=_placed(found.sums, fresh.sums))
+    return found
 
 
 def _prompts(header: Header) -> dict[str, object]:
     return {"prompts": header.prompts, "gain prompts": header.gain_prompts}
 
 
-def _placed(
-    sums: Mapping[str, Mapping[str, Tensor]], like: Mapping[str, Mapping[str, Tensor]]
-) -> Sums:
-    return {
-        site: {k: v.to(like[site][k].device) for k, v in tensors.items()}
-        for site, tensors in sums.items()
-    }
+def _in_memory(pipe: DiffusionPipeline, stats: Statistics) -> Sums:
+    """The sums so far, zeros at first, where they can be added to."""
+    sites = stats.header.sites
+    place = sums_device(denoiser(pipe).device, moment_mib(sites))
+    if not stats.sums:
+        return empty_sums(sites, place)
+    return {site: moved(found, place) for site, found in stats.sums.items()}
 
 
 def _taken_back(stats: Statistics, folder: Path | None) -> Statistics:
     """The state last saved in ``folder``; without one, sums of nothing."""
     if folder is not None and Statistics.exists(folder):
         return resumed(stats, folder)
-    for tensors in stats.sums.values():
-        for total in tensors.values():
-            total.zero_()
-    return replace(stats, header=replace(stats.header, done=0))
+    return replace(stats, header=replace(stats.header, done=0), sums={})
 
 
 def _summed(
@@ -99,8 +96,8 @@ def _summed(
     weights: Weighting,
     save_every: float,
 ) -> Statistics:
-    header = stats.header
-    sums = {site: dict(found) for site, found in stats.sums.items()}
+    header, sums = stats.header, _in_memory(pipe, stats)
+    stats = replace(stats, sums=sums)
     begin = saved = time.perf_counter()
     pause = save_every
     todo = header.prompts[header.done :]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .errors import SlimdiffError
-from .recording import Sums
 from .statistics import Statistics
+from .sums import Added
 
 __all__ = ["merge"]
 
@@ -22,7 +22,6 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
     first = parts[0]
     prompts: list[tuple[int, str]] = []
     gain_prompts: list[tuple[int, str]] = []
-    sums: Sums = {name: {k: v.clone() for k, v in s.items()} for name, s in first.sums.items()}
     for part in parts:
         differ = [k for k, v in part.header.settings().items() if v != first.header.settings()[k]]
         if differ:
@@ -32,10 +31,6 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
             )
         prompts += part.header.prompts[: part.header.done]
         gain_prompts += part.header.gain_prompts
-        if part is not first:
-            for name, found in part.sums.items():
-                for key, value in found.items():
-                    sums[name][key] += value
     indices = [index for index, _ in prompts + gain_prompts]
     if len(set(indices)) != len(indices):
         raise SlimdiffError(
@@ -53,4 +48,4 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
         peak_mib=max(part.header.peak_mib for part in parts),
         files={},
     )
-    return Statistics(header, sums)
+    return Statistics(header, Added([part.sums for part in parts]))

@@ -57,16 +57,17 @@ def slim(
     name: str = "",
     statistics: str | Path | None = None,
     save_every: float = SAVE_EVERY,
+    max_moment_mib: float | None = None,
 ) -> tuple[DiffusionPipeline, Report]:
     """Slim a pipeline to ``budget`` and compare the result with it. ``pipe`` stays as it is.
 
     ``prompts`` is the pool: its last tenth (at least 8), or ``eval_prompts``, is held out for the
     comparison and the first ``num_prompts`` of the rest calibrate. ``statistics`` is a folder to
-    keep the calibration in, or to take it from, saved every ``save_every`` seconds. ``method``
-    names the closed forms and ``timestep_weights`` how much each step counts; ``rounds`` of error
-    feedback follow the cut
-    (:mod:`slimdiff.feedback`). Returns the slim pipeline, which shares every
-    component but the denoiser with ``pipe``, and the report.
+    keep the calibration in, or to take it from, saved every ``save_every`` seconds, with at most
+    ``max_moment_mib`` of sums in memory. ``method`` names the closed forms and
+    ``timestep_weights`` how much each step counts; ``rounds`` of error feedback follow the cut
+    (:mod:`slimdiff.feedback`). Returns the slim pipeline, which shares every component but the
+    denoiser with ``pipe``, and the report.
 
     Raises SlimdiffError, before calibrating if it can, for whatever cannot be done.
     """
@@ -85,6 +86,7 @@ def slim(
         timestep_weights=timestep_weights,
         folder=statistics,
         save_every=save_every,
+        max_moment_mib=max_moment_mib,
     )
     slim_pipe = cut(pipe, stats, budget, clock=clock, **options)
     if rounds:

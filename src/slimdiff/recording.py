@@ -37,7 +37,15 @@ from .sites import Part, Site, free_sites
 from .tally import Tally, wide
 from .token_sampling import TokenSampling
 
-__all__ = ["Sums", "TokenSampling", "Weighting", "empty_sums", "recording", "unweighted"]
+__all__ = [
+    "Sums",
+    "TokenSampling",
+    "Weighting",
+    "empty_sums",
+    "moment_mib",
+    "recording",
+    "unweighted",
+]
 
 Sums = dict[str, dict[str, Tensor]]
 """Site name -> name of the sum -> tensor. Sums add: over calls, prompts and processes."""
@@ -56,6 +64,12 @@ def empty_sums(sites: Sequence[Site], device: torch.device) -> Sums:
     """Zeros for every unlocked site; on the CPU where the device has no float64 (MPS)."""
     place = float64_device(device)
     return {site.name: _zeros(site, place) for site in free_sites(sites)}
+
+
+def moment_mib(sites: Sequence[Site]) -> float:
+    """Memory of the sums of all unlocked sites, MiB."""
+    sums = empty_sums(sites, torch.device("meta"))
+    return sum(total.nbytes for found in sums.values() for total in found.values()) / 2**20
 
 
 @contextmanager

@@ -95,18 +95,6 @@ def reader_biases(sites: Iterable[Site]) -> int:
     return sum(found.values())
 
 
-def moment_mib(sites: Sequence[Site]) -> float:
-    """Memory of the float64 sums of all unlocked sites, MiB."""
-    total = 0
-    for site in free_sites(sites):
-        inner = site.heads * site.width
-        per_head = inner * site.width
-        readers = sum(part.reads for part in site.parts)
-        total += 3 * per_head if site.kind == "qk" else readers * (inner + 1) ** 2
-        total += per_head if site.kind == "vo" else 0
-    return total * 8 / 2**20
-
-
 def refuse_locked(sites: Sequence[Site]) -> None:
     """Raise SlimdiffError, with the reasons, if no site may shrink."""
     if not free_sites(sites):

@@ -1,4 +1,4 @@
-"""The sums of a calibration once they are on disk: site by site, tensor by tensor, when used.
+"""The sums of a calibration that stay on disk: read site by site, tensor by tensor, when used.
 
 Those of a large model exceed its weights, so nothing here reads more than one tensor at a time.
 Within a file tensors are named ``site/name``.
@@ -6,14 +6,14 @@ Within a file tensors are named ``site/name``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-__all__ = ["SumsOnDisk", "flatten", "moved", "unflatten"]
+__all__ = ["Added", "SumsOnDisk", "flatten", "moved", "unflatten"]
 
 Nested = Mapping[str, Mapping[str, Tensor]]
 
@@ -68,6 +68,27 @@ class _Site(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class Added(Mapping[str, Mapping[str, Tensor]]):
+    """Site -> its sums, those of several calibrations added up when asked for."""
+
+    def __init__(self, parts: Sequence[Nested]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, site: str) -> Mapping[str, Tensor]:
+        first, *rest = (part[site] for part in self._parts)
+        found = {name: total.clone() for name, total in first.items()}
+        for part in rest:
+            for name, total in found.items():
+                total += part[name]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts[0])
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
 
 
 def moved(moments: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -103,6 +103,10 @@ INPUTS = (
         "calibrate model --height 13 --width 16 -o new",
         elide=r"(?<=sample: ).*(?=\. Check)",
     ),
+    Fault(
+        "Less memory for sums than one site takes",
+        "calibrate model --max-moment-mib 0.001 -o new",
+    ),
     Fault("Half a size", "calibrate model --height 16 -o new"),
     Fault("A forgotten option", "slim model", elide="(?<=option ).*"),
     Fault("A seed below nought", "calibrate model --seed -1 -o new", elide="(?<='--seed'): .*"),

@@ -19,6 +19,7 @@ from ..sites import free_sites, pool_parameters
 from .display import out, site_table
 from .options import (
     Opening,
+    max_moment_option,
     model_options,
     prompt_options,
     sampling_from,
@@ -33,10 +34,12 @@ __all__ = ["inspect"]
 @prompt_options
 @sampling_options
 @model_options
+@max_moment_option
 def inspect(
     model: str,
     prompts: Path | None,
     num_prompts: int,
+    max_moment_mib: float | None,
     drawing: dict[str, Any],
     opening: Opening,
 ) -> None:
@@ -49,7 +52,8 @@ def inspect(
     sites = families.find(network).sites(network)
     site_table(sites)
     (example, *_) = suited_pool(pipe, ["a picture"])
-    guess = estimate(pipe, example, num_prompts, sampling_from(model, drawing, {}))
+    sampling = sampling_from(model, drawing, {})
+    guess = estimate(pipe, example, num_prompts, sampling, max_moment_mib=max_moment_mib)
     total, pool = network.num_parameters(), pool_parameters(sites)
     macs = mac_prices(network, sites, guess.call)
     free = free_sites(sites)

@@ -26,6 +26,7 @@ from .options import (
     Opening,
     budget_options,
     force_option,
+    max_moment_option,
     method_option,
     model_options,
     pool_of,
@@ -56,6 +57,7 @@ DEFAULT_POOL = "0.6"
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
 @save_every_option
+@max_moment_option
 @force_option
 def slim(
     model: str,
@@ -69,6 +71,7 @@ def slim(
     rounds: int,
     dry_run: bool,
     save_every: float,
+    max_moment_mib: float | None,
     force: bool,
     budgeting: Budgeting,
     drawing: dict[str, Any],
@@ -92,7 +95,10 @@ def slim(
     refuse_unreachable(pipe, budget, sampling, **budgeting.allocation())
     if dry_run:
         say("Dry run; nothing is written.")
-        click.echo(estimate(pipe, calibration[0], len(calibration), sampling))
+        guess = estimate(
+            pipe, calibration[0], len(calibration), sampling, max_moment_mib=max_moment_mib
+        )
+        click.echo(guess)
         return
     named = statistics is not None
     statistics = statistics or statistics_beside(output)
@@ -103,6 +109,7 @@ def slim(
         "method": method,
         "timestep_weights": timestep_weights,
         "save_every": save_every,
+        "max_moment_mib": max_moment_mib,
     }
     say(f"Calibrating on {len(calibration)} prompts; kept in {statistics}")
     try:

@@ -30,6 +30,7 @@ __all__ = [
     "Opening",
     "budget_options",
     "force_option",
+    "max_moment_option",
     "method_option",
     "model_options",
     "pool_of",
@@ -194,6 +195,13 @@ save_every_option = click.option(
     default=SAVE_EVERY,
     show_default=True,
     help="Seconds between two saves of a calibration.",
+)
+
+
+max_moment_option = click.option(
+    "--max-moment-mib",
+    type=click.FloatRange(0, min_open=True),
+    help="Most MiB of sums in memory; what does not fit takes another pass of sampling.",
 )
 
 

@@ -30,6 +30,7 @@ from .options import (
     Opening,
     budget_options,
     force_option,
+    max_moment_option,
     method_option,
     model_options,
     pool_of,
@@ -57,6 +58,7 @@ __all__ = ["apply", "calibrate", "compare", "plan"]
 @click.option("--resume", is_flag=True, help="Take what is there, also if it is complete.")
 @click.option("--part", metavar="K/N", help="Only the K-th of N parts of the prompts, to merge.")
 @save_every_option
+@max_moment_option
 @force_option
 def calibrate(
     model: str,
@@ -70,6 +72,7 @@ def calibrate(
     resume: bool,
     part: str | None,
     save_every: float,
+    max_moment_mib: float | None,
     force: bool,
     drawing: dict[str, Any],
     opening: Opening,
@@ -92,10 +95,12 @@ def calibrate(
     start, chosen = part_of(chosen, part)
     if dry_run:
         say("Dry run; nothing is written.")
-        click.echo(estimate(pipe, chosen[0], len(chosen), sampling))
+        guess = estimate(pipe, chosen[0], len(chosen), sampling, max_moment_mib=max_moment_mib)
+        click.echo(guess)
         return
     settings: dict[str, Any] = {"sampling": sampling, "name": model, "method": method}
     settings |= {"timestep_weights": timestep_weights, "save_every": save_every, "start": start}
+    settings["max_moment_mib"] = max_moment_mib
     with joined() as team:
         if force and output.exists() and team.leads:
             shutil.rmtree(output)
