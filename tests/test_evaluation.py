@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -97,6 +98,16 @@ def test_a_stopped_evaluation_goes_on_and_draws_only_what_is_missing(
     assert not list(folder.rglob(".slimdiff*"))
     assert drawn == [2, 2, 1, 2, 1, 2, 2, 1]
     assert pictures(folder) == pictures(made[1])
+
+
+def test_figures_stay_until_there_are_new_ones(made, pipes, tmp_path):
+    shutil.copytree(made[1], tmp_path / "e")
+    before = (tmp_path / "e/evaluation.json").read_bytes()
+    with pytest.raises(slimdiff.SlimdiffError, match="Judge 'nowhere' cannot be loaded"):
+        evaluate(
+            *pipes, PROMPTS, tmp_path / "e", metrics=["clip"], judge="nowhere", sampling=SAMPLING
+        )
+    assert (tmp_path / "e/evaluation.json").read_bytes() == before
 
 
 def test_other_settings_and_damaged_pictures_are_refused(made, pipes, tmp_path):

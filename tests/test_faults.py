@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -17,11 +18,12 @@ from test_cli import run
 from tiny import prompt_file, tiny_folder, tiny_pipeline
 
 import slimdiff
-from slimdiff import gathering
+from slimdiff import calibration, gathering
 from slimdiff.locking import exclusive
 from slimdiff.memory import halving
-from slimdiff.sampling import sample_latents
+from slimdiff.sampling import batches, sample_latents
 from slimdiff.statistics import Statistics
+from slimdiff.team import Team
 
 SAMPLING = slimdiff.Sampling(steps=2, guidance=3.0, batch_size=2)
 PROMPTS = [f"thing {i}" for i in range(4)]
@@ -211,11 +213,11 @@ def test_halving_does_every_prompt_once_in_order():
         return len(batch)
 
     prompts = [(i, "x") for i in range(11)]
-    sizes = [size for _, size in halving(prompts, 8, work)]
+    sizes = [size for _, size in halving(batches(prompts, 8), work)]
     assert done == prompts
-    assert sizes == [2] * 5 + [1]
+    assert sizes == [2, 2, 2, 2, 2, 1]
     with pytest.raises(MemoryError):
-        list(halving(prompts, 1, lambda batch: work([0] * 4)))
+        list(halving(batches(prompts, 1), lambda batch: work([0] * 4)))
 
 
 def test_sigterm_ends_like_ctrl_c_and_the_next_run_goes_on(place):
@@ -261,3 +263,83 @@ def test_parts_merged_and_finished_equal_the_whole(place):
     assert "some prompt indices occur twice" in " ".join(again.stderr.split())
     bad = run(*settings, "--part", "3/2", "-o", "bad", cwd=place)
     assert "Part '3/2' is not a part of 4 prompts; expected K/N" in " ".join(bad.stderr.split())
+
+
+def interrupted(folder, monkeypatch, batch=1):
+    """A calibration stopped after ``batch`` batches."""
+    drawn = []
+
+    def stops(pipe, prompts, sampling):
+        if len(drawn) == batch:
+            raise KeyboardInterrupt
+        drawn.append(len(prompts))
+        return sample_latents(pipe, prompts, sampling)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gathering, "sample_latents", stops)
+        with pytest.raises(KeyboardInterrupt):
+            calibrated(folder)
+    return Statistics.load(folder)
+
+
+def test_bases_of_some_prompts_are_never_taken_for_those_of_all(whole, tmp_path, monkeypatch):
+    part = interrupted(tmp_path / "s", monkeypatch)
+    assert part.header.done == 2
+    with pytest.raises(slimdiff.SlimdiffError, match=r"Only 2 of 4 prompts are summed.*again"):
+        slimdiff.finish(tiny_pipeline(), part)
+    stale = Statistics.load(whole)
+    stale = replace(part, bases=stale.bases, header=replace(part.header, gains=stale.header.gains))
+    stale.save(tmp_path / "s")
+    monkeypatch.setattr(calibration, "finish", lambda pipe, stats, method: stats)
+    assert not calibrated(tmp_path / "s").complete
+
+
+def test_a_resumption_takes_the_batch_size_it_is_given(tmp_path, monkeypatch):
+    interrupted(tmp_path / "s", monkeypatch)
+    sizes = []
+
+    def watched(pipe, prompts, sampling):
+        sizes.append(len(prompts))
+        return sample_latents(pipe, prompts, sampling)
+
+    monkeypatch.setattr(gathering, "sample_latents", watched)
+    slimdiff.calibrate(
+        tiny_pipeline(), PROMPTS, sampling=replace(SAMPLING, batch_size=1), folder=tmp_path / "s"
+    )
+    assert sizes == [1, 1]
+
+
+def test_force_replaces_damaged_statistics_but_not_those_in_use(place, whole):
+    shutil.copytree(whole, place / "spoilt")
+    (place / "spoilt/statistics.json").write_text("{")
+    refused = run(*CALIBRATE, "-o", "spoilt", cwd=place)
+    assert refused.returncode == 2
+    with exclusive(place / "spoilt"):
+        in_use = run(*CALIBRATE, "-o", "spoilt", "--force", cwd=place)
+        assert in_use.returncode == 2
+        assert "Another slimdiff process" in in_use.stderr
+        assert (place / "spoilt/statistics.json").read_text() == "{"
+    assert run(*CALIBRATE, "-o", "spoilt", "--force", cwd=place).returncode == 0
+    assert Statistics.load(place / "spoilt").complete
+
+
+def test_processes_that_find_different_statistics_stop(tmp_path, monkeypatch):
+    states = {"0": torch.tensor([30, 0]), "1": torch.tensor([0, 0])}
+    monkeypatch.setattr(Team, "current", classmethod(lambda cls: Team(0, 2)))
+    monkeypatch.setattr(Team, "gathered", lambda team, own: states)
+    with pytest.raises(slimdiff.SlimdiffError, match="process 0: 30 prompts, process 1: 0"):
+        calibrated(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"method": "x"}, "Unknown method 'x'; expected one of exact"),
+        ({"policy": "x"}, "Unknown policy 'x'; expected one of"),
+        ({"rounds": -1}, "rounds=-1; expected 0 or more"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_sampled(option, text, monkeypatch):
+    monkeypatch.setattr(gathering, "sample_latents", lambda *args: pytest.fail("sampled"))
+    with pytest.raises(slimdiff.SlimdiffError, match=text):
+        slimdiff.slim(tiny_pipeline(), list("abcdefghijkl"), slimdiff.Budget(pool=0.6), **option)

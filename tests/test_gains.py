@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
+from helpers import statistics
 from hypothesis import given
 from hypothesis import strategies as st
-from helpers import statistics
 from tiny import tiny_pipeline
 
 import slimdiff

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 
 import pytest
@@ -231,8 +232,8 @@ def test_a_new_adapter_can_be_trained_on_the_slim_model(slim):
     assert losses[-1] < 0.95 * losses[0]
 
 
-@pytest.mark.parametrize("kohya", [False, True], ids=["peft", "kohya"])
-def test_a_converted_file_needs_no_carrying(pipe, slim, tmp_path, kohya):
+@pytest.mark.parametrize("form", ["peft", "header", "kohya"])
+def test_a_converted_file_needs_no_carrying(pipe, slim, tmp_path, form):
     from diffusers.loaders.peft import PeftAdapterMixin
 
     from slimdiff.lora_files import convert
@@ -240,15 +241,23 @@ def test_a_converted_file_needs_no_carrying(pipe, slim, tmp_path, kohya):
     dense = adapted(pipe, 0, rank=4, targets=["to_q", "to_v", "to_out.0", "ff.net.2"])
     peft = get_peft_model_state_dict(denoiser(dense))
     tensors = {f"unet.{k}": v.contiguous() for k, v in peft.items()}
-    if kohya:
+    header = {}
+    if form == "header":
+        config = next(iter(denoiser(dense).peft_config.values())).to_dict()
+        told = ("r", "target_modules", "lora_alpha", "alpha_pattern")
+        config |= {"lora_alpha": 12, "alpha_pattern": {"attn1.to_q": 2}}
+        config["target_modules"] = sorted(config["target_modules"])
+        told = {f"unet.{name}": config[name] for name in told}
+        header = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+    if form == "kohya":
         tensors = {}
         for key, value in peft.items():
             module, _, leaf = key.partition(".lora_")
             start = f"lora_unet_{module.replace('.', '_')}"
             down = leaf.startswith("A")
             tensors[f"{start}.lora_{'down' if down else 'up'}.weight"] = value.contiguous()
-            tensors[f"{start}.alpha"] = torch.tensor(4.0)
-    save_file(tensors, tmp_path / "dense.safetensors")
+            tensors[f"{start}.alpha"] = torch.tensor(10.0)
+    save_file(tensors, tmp_path / "dense.safetensors", header or None)
     carried = convert(slim, tmp_path / "dense.safetensors", tmp_path / "slim.safetensors")
     assert 0 < carried.lost_share < 1
     slim.load_lora_weights(tmp_path, weight_name="dense.safetensors")

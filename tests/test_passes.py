@@ -65,6 +65,7 @@ def test_passes_give_the_sums_of_one_pass_and_leave_nothing(plain, tmp_path, mon
 
     monkeypatch.setattr(gathering, "recording", watched)
     most = LARGEST
+    (tmp_path / ".slimdiff-pass-of-another-limit").mkdir()
     found = slimdiff.calibrate(
         tiny_pipeline(), PROMPTS, sampling=SAMPLING, folder=tmp_path, max_moment_mib=most
     )

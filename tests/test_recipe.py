@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_pipeline
 
 import slimdiff
+from slimdiff.decomposition import Basis, Method
 from slimdiff.denoiser import denoiser, fingerprint
 from slimdiff.recipe import copy_pipeline
 
@@ -188,3 +189,16 @@ def test_what_an_edited_plan_predicts_is_worked_out_anew(pipe, stats):
     recorded = slimdiff.compression.plan_of(slim)
     assert recorded.predicted == lower.predicted
     assert (recorded.pool, recorded.parameters) == (plan.pool, plan.parameters)
+
+
+def test_maps_are_worked_out_in_one_place_wherever_bases_and_sums_lie():
+    seen = []
+
+    def maps(basis, moments, width):
+        seen.extend([*basis.tensors.values(), *moments.values()])
+        return {}
+
+    method = Method(lambda moments, readers: pytest.fail("decomposed"), maps)
+    basis = Basis({"order": torch.ones(2)}, torch.ones(3))
+    method.maps_on(torch.device("meta"), basis, {"augmented": torch.ones(3, 3)}, 1)
+    assert [tensor.device.type for tensor in seen] == ["meta", "meta"]

@@ -194,3 +194,11 @@ def test_overlapping_prompts_are_refused():
 def test_statistics_of_different_settings_do_not_merge(name, change):
     with pytest.raises(SlimdiffError, match=f"cannot be merged: their {name} differ"):
         merge([statistics(first=0), statistics(first=4, **change)])
+
+
+def test_parts_that_weigh_steps_by_what_they_saw_do_not_merge():
+    parts = [statistics(), statistics()]
+    parts = [replace(p, header=replace(p.header, timestep_weights="sis")) for p in parts]
+    with pytest.raises(SlimdiffError, match="weights 'sis' cannot be merged: each part weighs"):
+        merge(parts)
+    assert merge(parts[:1]).header.timestep_weights == "sis"

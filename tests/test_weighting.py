@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import tiny_pipeline
 
 import slimdiff
+from slimdiff import weighting
 from slimdiff.calibration import finish
+from slimdiff.recording import moment_mib
+from slimdiff.sites import free_sites
 from slimdiff.weighting import WEIGHTS, nearest
 
 SAMPLING = slimdiff.Sampling(steps=3, guidance=3.0, batch_size=2)
@@ -42,6 +47,23 @@ def test_an_unknown_weighting_and_method_are_refused_by_name(pipe, uniform):
         slimdiff.calibrate(pipe, ["a"], sampling=SAMPLING, timestep_weights="x")
     with pytest.raises(slimdiff.SlimdiffError, match="Unknown method 'x'; expected one of exact"):
         finish(pipe, uniform, "x")
+
+
+def test_influence_is_measured_within_the_memory_allowed(pipe, uniform, monkeypatch):
+    header = replace(uniform.header, timestep_weights="sis")
+    most = max(moment_mib([site]) for site in free_sites(header.sites))
+    held = []
+    make = weighting.empty_sums
+    monkeypatch.setattr(
+        weighting,
+        "empty_sums",
+        lambda sites, place: held.append(moment_mib(sites)) or make(sites, place),
+    )
+    few, all_at_once = (weighting.timestep_weighting(pipe, header, m) for m in (most, None))
+    assert max(held[:-3]) <= most < held[-1]
+    for site in free_sites(header.sites):
+        for time in (1.0, 333.0, 667.0):
+            assert few(site.name, time) == pytest.approx(all_at_once(site.name, time))
 
 
 def test_the_published_method_plans_and_compresses_from_the_same_sums(pipe, uniform):

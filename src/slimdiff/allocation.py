@@ -22,6 +22,7 @@ from .statistics import Statistics
 __all__ = [
     "allocate",
     "check_budget",
+    "check_policy",
     "grid_for",
     "kept_shares",
     "least",
@@ -59,8 +60,7 @@ def allocate(
     Raises SlimdiffError for an unknown policy, statistics without gains, or a budget out of reach.
     """
     header = stats.header
-    if policy not in POLICIES:
-        raise SlimdiffError(f"Unknown policy '{policy}'; expected one of {', '.join(POLICIES)}.")
+    check_policy(policy)
     if not stats.complete:
         raise SlimdiffError(
             f"The statistics of '{header.source.name}' are incomplete or were merged: "
@@ -111,6 +111,12 @@ def _choose(
         return chosen
     price = price_of(groups, chosen, room)
     return policy(merged(groups, sets_of_blocks(groups, blocks, shapes, price, room)), room)
+
+
+def check_policy(policy: str) -> None:
+    """Raise SlimdiffError unless there is a policy of that name."""
+    if policy not in POLICIES:
+        raise SlimdiffError(f"Unknown policy '{policy}'; expected one of {', '.join(POLICIES)}.")
 
 
 def grid_for(

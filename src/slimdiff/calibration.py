@@ -32,7 +32,7 @@ from .gains import (
 from .gathering import SAVE_EVERY, gather, resumed
 from .locking import exclusive
 from .memory import OUT_OF_MEMORY, halved
-from .passes import gather_in_passes, site_groups
+from .passes import gather_in_passes, remove_passes, site_groups
 from .recording import TokenSampling
 from .sampling import IndexedPrompt, Sampling
 from .sites import free_sites, refuse_locked
@@ -46,6 +46,7 @@ from .weighting import timestep_weighting
 __all__ = ["calibrate", "check_statistics", "finish"]
 
 _GAIN_EVERY = 16
+_PART = f"{LEFTOVER}-part-"
 
 
 def calibrate(
@@ -74,7 +75,8 @@ def calibrate(
     are shared out, and every process returns the same statistics.
 
     Memory: one float64 matrix of (F+1)^2 a feed-forward and (Hd+1)^2 a reader of an attention;
-    with ``folder`` only while sampling, after which sums are read back site by site. Where even
+    with ``folder`` only while sampling (in a process group to the end), after which sums are read
+    back site by site. Where even
     that is too much, ``max_moment_mib`` has the prompts sampled several times, each time for as
     many sites as fit: the same sums (:mod:`slimdiff.passes`). Time: the sampling itself, at most
     as much again for the gains.
@@ -87,10 +89,18 @@ def calibrate(
         raise SlimdiffError(
             "No prompts to calibrate on: expected at least one. Give more prompts."
         )
+    if method not in METHODS:
+        raise SlimdiffError(f"Unknown method '{method}'; expected one of {', '.join(METHODS)}.")
     stats = _begin(pipe, list(enumerate(prompts, start)), sampling or Sampling(), tokens, name)
     stats = replace(stats, header=replace(stats.header, timestep_weights=timestep_weights))
     place, team = None if folder is None else Path(folder), Team.current()
+    if team.size > 1 and len(site_groups(stats.header.sites, max_moment_mib)) > 1:
+        raise SlimdiffError(
+            "--max-moment-mib works in one process only; this is one of "
+            f"{team.size}. Calibrate parts apart (--part K/N) and merge them."
+        )
     found = stats if place is None else resumed(stats, place)
+    _refuse_disagreement(team, found, place)
     if found.complete and found.header.method == method:
         return found  # also from a folder that cannot be written to
     with exclusive(place) if place and team.leads else nullcontext():
@@ -101,8 +111,30 @@ def calibrate(
             if team.leads:
                 stats.save(place)
             team.wait()
-            shutil.rmtree(_part(place, team), ignore_errors=True)
+            if team.leads:
+                _remove_scratch(place)
     return stats
+
+
+def _refuse_disagreement(team: Team, stats: Statistics, folder: Path | None) -> None:
+    """Raise SlimdiffError, in every process alike, if they would not go on from one state."""
+    own = torch.tensor([stats.header.done, stats.complete])
+    states = team.gathered({str(team.rank): own})
+    done = {rank: state.tolist() for rank, state in states.items()}
+    if len({tuple(state) for state in done.values()}) > 1:
+        told = ", ".join(f"process {rank}: {n} prompts" for rank, (n, _) in sorted(done.items()))
+        raise SlimdiffError(
+            f"The processes find different statistics in '{folder}' ({told}); expected one folder "
+            "that all of them see. Put it on a shared file system, or calibrate parts apart "
+            "(--part K/N) and merge them."
+        )
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Take away what passes and processes kept on the way."""
+    remove_passes(folder)
+    for place in folder.glob(f"{_PART}*"):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _shared(
@@ -117,15 +149,10 @@ def _shared(
     header = stats.header
     if header.done == len(header.prompts):
         return stats
-    weights = timestep_weighting(pipe, header)
+    weights = timestep_weighting(pipe, header, most_mib)
     if team.size == 1:
         stats = gather_in_passes(pipe, stats, folder, weights, save_every, most_mib)
         return stats if folder is None else Statistics.load(folder)  # sums are read when used
-    if len(site_groups(header.sites, most_mib)) > 1:
-        raise SlimdiffError(
-            "--max-moment-mib works in one process only; this is one of "
-            f"{team.size}. Calibrate parts apart (--part K/N) and merge them."
-        )
     share = tuple(team.share(header.prompts[header.done :]))
     own = replace(header, prompts=share, gain_prompts=(), done=0, files={})
     part = Statistics(own, {})
@@ -146,7 +173,7 @@ def _shared(
 
 def _part(folder: Path, team: Team) -> Path:
     """Where one process of a team keeps its share until all are done."""
-    return folder / f"{LEFTOVER}-part-{team.rank}-of-{team.size}"
+    return folder / f"{_PART}{team.rank}-of-{team.size}"
 
 
 def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") -> Statistics:
@@ -156,6 +183,11 @@ def finish(pipe: DiffusionPipeline, stats: Statistics, method: str = "exact") ->
     team shares the work out and every process gets all.
     """
     check_statistics(pipe, stats)
+    if stats.header.done < len(stats.header.prompts):
+        raise SlimdiffError(
+            f"Only {stats.header.done} of {len(stats.header.prompts)} prompts are summed; bases "
+            "and gains need all. Run the same calibrate command again: it goes on there."
+        )
     if method not in METHODS:
         raise SlimdiffError(f"Unknown method '{method}'; expected one of {', '.join(METHODS)}.")
     forms = METHODS[method]

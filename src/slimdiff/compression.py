@@ -12,6 +12,7 @@ from .allocation import reprice
 from .calibration import check_statistics
 from .decomposition import METHODS
 from .denoiser import CONFIG_KEY, METHOD, check_finite, denoiser, recorded_plan
+from .environment import float64_device
 from .errors import SlimdiffError
 from .plan import Plan, plan_from
 from .slim_maps import attach_, pack
@@ -45,11 +46,12 @@ def compress_(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> None:
             f"'{stats.header.method}'. Make the plan from these statistics."
         )
     model, forms = denoiser(pipe), METHODS[plan.method]
+    place = float64_device(model.device)
     cuts = [s for s in stats.header.sites if plan.widths.get(s.name, s.width) < s.width]
     packed: dict[str, Tensor] = {}
     for site in tqdm(cuts, desc="compress", unit="site", disable=None):
-        maps = forms[site.kind].maps(
-            stats.bases[site.name], stats.sums[site.name], plan.widths[site.name]
+        maps = forms[site.kind].maps_on(
+            place, stats.bases[site.name], stats.sums[site.name], plan.widths[site.name]
         )
         cut_site_(model, site, maps)
         packed |= pack(site, maps, model.dtype)

@@ -22,6 +22,7 @@ from .errors import SlimdiffError
 from .gains import Call
 from .grid import Grid, tied
 from .latency import LatencyTable
+from .placing import offload_device
 from .plan import Plan
 from .profiling import measure_latency, timed_call
 from .sampling import Sampling
@@ -58,7 +59,14 @@ def start_clock(pipe: DiffusionPipeline, sampling: Sampling, grid: Grid) -> Cloc
     """Time modules, unless that was done before, and the denoiser cut as far as ``grid`` allows.
 
     The latter corrects the table, so that the least it gives is a measured figure.
+
+    Raises SlimdiffError for an offloaded pipeline: what it takes is mostly moving weights.
     """
+    if offload_device(pipe) is not None:
+        raise SlimdiffError(
+            "The time of a step cannot be measured while parts are offloaded. Ask for parameters "
+            "or multiply-adds instead, or do without --offload."
+        )
     model = denoiser(pipe)
     clock = Clock(model, timed_call(pipe, sampling), measure_latency(pipe, sampling))
     sites = families.find(model).sites(model)

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import torch
 
-__all__ = ["device_name", "float64_device", "peak_mib", "sums_device", "versions"]
+__all__ = ["device_name", "float64", "float64_device", "peak_mib", "sums_device", "versions"]
 
 _SUMS_SHARE = 4
 
@@ -31,6 +31,11 @@ def device_name(device: torch.device) -> str:
 def float64_device(device: torch.device) -> torch.device:
     """``device``, or the CPU where that has no float64 (MPS)."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def float64(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float64; on the CPU where its device has none (MPS)."""
+    return x.to(float64_device(x.device)).double()
 
 
 def sums_device(device: torch.device, mib: float) -> torch.device:

@@ -66,7 +66,7 @@ def evaluate(
     settings = _settings(dense, slim, prompts, sampling)
     with exclusive(folder) if team.leads else nullcontext():
         _refuse_other(folder, settings)
-        if team.leads:
+        if team.leads and not (folder / FILE).is_file():
             write_json(folder / FILE, {"settings": settings})
         for side, pipe in zip(SIDES, (dense, slim), strict=True):
             _draw(pipe, indexed, sampling, folder / side, team)
@@ -129,13 +129,10 @@ def _draw(
         if not all(_file(folder, i).is_file() for i, _ in batch)
     ]
     with tqdm(total=sum(map(len, todo)), desc=folder.name, unit="picture", disable=None) as bar:
-        for batch in todo:
-            for part, (images, _) in halving(
-                batch, len(batch), lambda some: draw(pipe, some, sampling)
-            ):
-                for (index, _), picture in zip(part, images, strict=True):
-                    _write(_file(folder, index), picture)
-                bar.update(len(part))
+        for part, (images, _) in halving(todo, lambda some: draw(pipe, some, sampling)):
+            for (index, _), picture in zip(part, images, strict=True):
+                _write(_file(folder, index), picture)
+            bar.update(len(part))
 
 
 def _file(folder: Path, index: int) -> Path:

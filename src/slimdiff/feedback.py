@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .compression import plan_of, record_plan_
 from .denoiser import denoiser, timestep_of
+from .environment import float64, float64_device
 from .errors import SlimdiffError
 from .gains import capture_calls
 from .recording import Weighting
@@ -107,8 +108,10 @@ def _reader(model: nn.Module, linear: str, site: str) -> _Reader:
     assert isinstance(weight, Tensor)
     outputs, inputs = weight.shape
 
+    place = float64_device(weight.device)
+
     def zeros(columns: int) -> Tensor:
-        return torch.zeros(inputs + 1, columns, dtype=torch.float64, device=weight.device)
+        return torch.zeros(inputs + 1, columns, dtype=torch.float64, device=place)
 
     return _Reader(linear, site, zeros(inputs + 1), zeros(outputs))
 
@@ -178,8 +181,8 @@ def _hooks(
         read = rows(args[0])
         read = torch.cat([read, read.new_ones(len(read), 1)], 1)
         weight = weights(reader.site, now["timestep"])
-        reader.gram += weight * (read.mT @ read).double()
-        reader.cross += weight * (read.mT @ reader.wanted).double()
+        reader.gram += weight * float64(read.mT @ read)
+        reader.cross += weight * float64(read.mT @ reader.wanted)
 
     yield dense.get_submodule(reader.linear).register_forward_hook(dense_output)
     yield slim.get_submodule(reader.linear).register_forward_pre_hook(slim_input)
@@ -190,9 +193,9 @@ def _refit_(linear: nn.Module, reader: _Reader) -> None:
     bias = linear.bias is not None
     gram, cross = (x if bias else x[:-1] for x in (reader.gram, reader.cross))
     gram = gram[:, : len(gram)]
-    start = linear.weight.detach().double().T
+    start = float64(linear.weight.detach()).T
     if bias:
-        start = torch.cat([start, linear.bias.detach().double()[None]])
+        start = torch.cat([start, float64(linear.bias.detach())[None]])
     found = refitted(gram, cross, start, _RIDGE)
     with torch.no_grad():
         linear.weight.copy_(found[: linear.in_features].T)

@@ -25,7 +25,7 @@ from .denoiser import denoiser
 from .errors import SlimdiffError
 from .intervals import Interval, mean_interval, ratio_interval
 from .memory import halving
-from .sampling import IndexedPrompt, Sampling, draw
+from .sampling import IndexedPrompt, Sampling, batches, draw
 from .shadow import shadowing
 
 __all__ = ["Fidelity", "Pictures", "measure_fidelity", "picture_scores"]
@@ -85,7 +85,7 @@ def measure_fidelity(
         return _drawn(dense, slim, batch, sampling)
 
     with tqdm(total=len(prompts), desc="compare", unit="prompt", disable=None) as bar:
-        for batch, part in halving(prompts, sampling.batch_size, work):
+        for batch, part in halving(batches(prompts, sampling.batch_size), work):
             parts.append(part)
             bar.update(len(batch))
     pictures = Pictures(
@@ -137,7 +137,7 @@ def _energies(a: Tensor, b: Tensor, prompts: int) -> Tensor:
     """
     wide = torch.float32 if a.device.type == "mps" else torch.float64
     rows = [x.to(wide).square().flatten(1).sum(1) for x in (a.to(wide) - b.to(wide), b)]
-    return torch.stack(rows, -1).unflatten(0, (-1, prompts)).sum(0).double().cpu()
+    return torch.stack(rows, -1).unflatten(0, (-1, prompts)).sum(0).cpu().double()
 
 
 def _summed(parts: Sequence[_Part], pictures: Pictures) -> Fidelity:

@@ -27,13 +27,12 @@ from tqdm import tqdm
 
 from .decomposition import Basis, Method
 from .denoiser import denoiser, output_of, timestep_of
-from .environment import float64_device
+from .environment import float64, float64_device
 from .errors import SlimdiffError
 from .policies.ara import stream_share
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
 from .sites import Site, free_sites
 from .statistics import Gain, Header
-from .sums import moved
 from .surgery import trial
 
 __all__ = [
@@ -84,8 +83,8 @@ def measure_gains(
         widths = {site.name: max(1, site.width // 2) for site in group}
         with ExitStack() as cuts:
             for site in group:
-                maps = method[site.kind].maps(
-                    bases[site.name], moved(sums[site.name], place), widths[site.name]
+                maps = method[site.kind].maps_on(
+                    place, bases[site.name], sums[site.name], widths[site.name]
                 )
                 cuts.enter_context(trial(model, site, maps))
             error = output_error(model, calls)
@@ -219,7 +218,7 @@ def output_error(model: nn.Module, calls: Sequence[Call]) -> float:
     error = energy = 0.0
     with torch.no_grad():
         for call in calls:
-            out = output_of(model(*call.args, **call.kwargs)).double()
-            error += float((out - call.output.double()).square().sum())
-            energy += float(call.output.double().square().sum())
+            out, wanted = output_of(model(*call.args, **call.kwargs)), float64(call.output)
+            error += float((float64(out) - wanted).square().sum())
+            energy += float(wanted.square().sum())
     return error / max(energy, 1e-300)

@@ -66,7 +66,9 @@ def resumed(fresh: Statistics, folder: Path) -> Statistics:
             f"'{folder}' holds statistics with other {', '.join(differ)}. Choose another folder "
             "(--statistics), or remove this one."
         )
-    return found
+    if found.header.done == len(found.header.prompts):
+        return found
+    return replace(found, header=replace(found.header, sampling=fresh.header.sampling))
 
 
 def _prompts(header: Header) -> dict[str, object]:
@@ -96,8 +98,8 @@ def _summed(
     weights: Weighting,
     save_every: float,
 ) -> Statistics:
-    header, sums = stats.header, _in_memory(pipe, stats)
-    stats = replace(stats, sums=sums)
+    header, sums = replace(stats.header, gains={}), _in_memory(pipe, stats)
+    stats = Statistics(header, sums)  # what followed from fewer prompts is stale
     begin = saved = time.perf_counter()
     pause = save_every
     todo = header.prompts[header.done :]

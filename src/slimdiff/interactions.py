@@ -24,6 +24,7 @@ from tqdm import tqdm
 from .calibration import check_statistics
 from .decomposition import METHODS
 from .denoiser import denoiser, output_of
+from .environment import float64, float64_device
 from .gains import Call
 from .plan import Plan
 from .statistics import Gain, Statistics
@@ -59,13 +60,16 @@ def with_shares(
     """
     check_statistics(dense, stats)
     model, forms = denoiser(dense), METHODS[stats.header.method]
-    energy = sum(float(call.output.double().square().sum()) for call in calls)
+    place = float64_device(model.device)
+    energy = sum(float(float64(call.output).square().sum()) for call in calls)
     total = _errors(denoiser(slim), calls)
     gains = dict(stats.header.gains)
     cut = [s for s in stats.header.sites if plan.widths.get(s.name, s.width) < s.width]
     for site in tqdm(cut, desc="interactions", unit="site", disable=None):
         width = plan.widths[site.name]
-        maps = forms[site.kind].maps(stats.bases[site.name], stats.sums[site.name], width)
+        maps = forms[site.kind].maps_on(
+            place, stats.bases[site.name], stats.sums[site.name], width
+        )
         with trial(model, site, maps):
             alone = _errors(model, calls)
         share = sum(_dot(a, b) for a, b in zip(alone, total, strict=True))
@@ -79,7 +83,7 @@ def _errors(model: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
 
     def error(call: Call) -> Tensor:
         out: Any = output_of(model(*call.args, **call.kwargs))
-        return out.double() - call.output.double()
+        return float64(out) - float64(call.output)
 
     with torch.no_grad():
         return [error(call) for call in calls]

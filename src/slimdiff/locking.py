@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from filelock import FileLock, Timeout
 from .errors import SlimdiffError
 from .files import LEFTOVER
 
-__all__ = ["exclusive"]
+__all__ = ["exclusive", "remove_idle"]
 
 
 @contextmanager
@@ -38,3 +39,13 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
         with suppress(OSError):
             folder.rmdir()
+
+
+def remove_idle(folder: Path) -> None:
+    """Take ``folder`` away with all that is in it.
+
+    Raises SlimdiffError if another process is at work there.
+    """
+    with exclusive(folder):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,18 @@ from .lora import Carried, refuse_other_adapters
 
 __all__ = ["convert"]
 
+_UPS = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
+
 
 def convert(pipe: DiffusionPipeline, source: Path, target: Path) -> Carried:
     """Write the LoRA in ``source``, any format diffusers reads, for the slim ``pipe``.
 
-    The new file has PEFT's names, alphas multiplied in, and the biases that the affine refit makes
-    of it; what it says of the text encoders stays. Raises SlimdiffError for other adapters.
+    The new file has PEFT's names, scales (alpha / rank, wherever the old one said them) multiplied
+    in, and the biases that the affine refit makes of it; what it says of the text encoders stays.
+    Raises SlimdiffError for other adapters.
     """
     refuse_other_adapters(_names(source))
-    loader: Any = type(pipe)
-    read = loader.lora_state_dict(
-        str(source.parent or "."),
-        weight_name=source.name,
-        use_safetensors=True,
-        unet_config=denoiser(pipe).config,
-    )
-    tensors, alphas = (read[0], read[1] or {}) if isinstance(read, tuple) else (read, {})
+    tensors = _scaled(*_read(pipe, source))
     start = f"{component(pipe)}."
     own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
     if not own:
@@ -44,8 +42,46 @@ def convert(pipe: DiffusionPipeline, source: Path, target: Path) -> Carried:
     carried = carried_over(denoiser(pipe), own)
     found = {f"{start}{k}": v for k, v in _with_biases(carried).items()}
     others = {k: v for k, v in tensors.items() if not k.startswith(start)}
-    write_tensors(target, _scaled({**others, **found}, alphas))
+    write_tensors(target, {**others, **found})
     return carried
+
+
+def _read(pipe: DiffusionPipeline, source: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors under PEFT's or diffusers' names, and alphas."""
+    loader: Any = type(pipe)
+    options: dict[str, Any] = {"return_lora_metadata": True}
+    if "return_alphas" in inspect.signature(loader.lora_state_dict).parameters:
+        options["return_alphas"] = True
+    tensors, *alphas, metadata = loader.lora_state_dict(
+        str(source.parent or "."),
+        weight_name=source.name,
+        use_safetensors=True,
+        unet_config=denoiser(pipe).config,
+        **options,
+    )
+    told = {k: v for found in alphas for k, v in (found or {}).items()}
+    return tensors, told | _alphas(tensors, metadata or {})
+
+
+def _alphas(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The alphas in a file's header, where PEFT's configuration of each part is kept."""
+    if not metadata:
+        return {}
+    from peft.utils.other import get_pattern_key
+
+    found: dict[str, float] = {}
+    for name, weight in tensors.items():
+        linear = next((name.removesuffix(end) for end in _UPS if name.endswith(end)), "")
+        part, _, inner = linear.partition(".")
+        if f"{part}.lora_alpha" not in metadata:
+            continue
+        patterns = metadata.get(f"{part}.alpha_pattern") or {}
+        own = patterns.get(get_pattern_key(patterns.keys(), inner))
+        alpha = float(metadata[f"{part}.lora_alpha"] if own is None else own)
+        if metadata.get(f"{part}.use_rslora"):
+            alpha *= weight.shape[1] ** 0.5
+        found[f"{linear}.alpha"] = alpha
+    return found
 
 
 def _names(path: Path) -> list[str]:
@@ -72,16 +108,15 @@ def _with_biases(carried: Carried) -> dict[str, Tensor]:
     return found
 
 
-def _scaled(tensors: dict[str, Tensor], alphas: dict[str, float]) -> dict[str, Tensor]:
-    """alpha / rank multiplied into B and its bias, which leaves every adapter with scale 1."""
+def _scaled(tensors: Mapping[str, Tensor], alphas: Mapping[str, float]) -> dict[str, Tensor]:
+    """alpha / rank multiplied into B, which leaves every adapter with scale 1.
+
+    Alphas are named after the Linear or after its down projection, ``.alpha`` appended.
+    """
     found = dict(tensors)
     for key, alpha in alphas.items():
-        linear = key.removesuffix(".alpha")
-        for up in ("lora_B", "lora.up"):
-            weight = tensors.get(f"{linear}.{up}.weight")
-            if weight is not None:
-                for leaf in ("weight", "bias"):
-                    name = f"{linear}.{up}.{leaf}"
-                    if name in found:
-                        found[name] = tensors[name] * (float(alpha) / weight.shape[1])
+        place = key.removesuffix(".alpha")
+        named = (place.replace("lora_A.", "lora_B.").replace("down.weight", "up.weight"),)
+        for up in {*named, *(f"{place}{end}" for end in _UPS)} & found.keys():
+            found[up] = tensors[up] * (float(alpha) / tensors[up].shape[1])
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -36,22 +37,23 @@ def halved(size: int, error: BaseException) -> int:
 
 
 def halving(
-    prompts: Sequence[IndexedPrompt],
-    size: int,
+    batches: Iterable[Sequence[IndexedPrompt]],
     work: Callable[[Sequence[IndexedPrompt]], Result],
 ) -> Iterator[tuple[Sequence[IndexedPrompt], Result]]:
-    """Every batch of at most ``size`` prompts and ``work`` of it, which must not add up outside.
+    """Every batch and ``work`` of it, which must not add up outside.
 
-    A batch that does not fit into memory is done again in halves, and all that follow with it.
+    A batch that does not fit into memory is done again in halves, and so are all that follow.
     """
-    start = 0
-    while start < len(prompts):
-        batch = prompts[start : start + size]
-        try:
-            result = work(batch)
-        except OUT_OF_MEMORY as error:
-            # Frames would keep the tensors of the batch alive.
-            size = halved(len(batch), error.with_traceback(None))
-        else:
-            yield batch, result
-            start += len(batch)
+    fitting = sys.maxsize
+    for batch in batches:
+        start = 0
+        while start < len(batch):
+            part = batch[start : start + fitting]
+            try:
+                result = work(part)
+            except OUT_OF_MEMORY as error:
+                # Frames would keep the tensors of the batch alive.
+                fitting = halved(len(part), error.with_traceback(None))
+            else:
+                yield part, result
+                start += len(part)

@@ -15,11 +15,17 @@ __all__ = ["merge"]
 def merge(parts: Sequence[Statistics]) -> Statistics:
     """Add statistics of one model over disjoint prompts. Bases and gains are stale afterwards.
 
-    Raises SlimdiffError if models, sampling or sites differ, or if a prompt index occurs twice.
+    Raises SlimdiffError if models, sampling or sites differ, if a prompt index occurs twice, or if
+    the parts weigh timesteps by what each of them saw (``sis``).
     """
     if not parts:
         raise SlimdiffError("Nothing to merge: expected at least one Statistics.")
     first = parts[0]
+    if len(parts) > 1 and first.header.timestep_weights == "sis":
+        raise SlimdiffError(
+            "Statistics with timestep weights 'sis' cannot be merged: each part weighs steps by "
+            "its own prompts. Calibrate in one go, or with uniform, log or sampler weights."
+        )
     prompts: list[tuple[int, str]] = []
     gain_prompts: list[tuple[int, str]] = []
     for part in parts:

@@ -2,7 +2,8 @@
 
 Every site meets the tokens it would meet in one pass, so nothing is lost but time: n passes
 sample n times. A pass keeps its sums in a folder within that of the statistics, named after its
-sites; it is taken up again where it stopped like any calibration.
+sites; it is taken up again where it stopped like any calibration. Putting the passes together
+takes their place on disk twice for a while.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .recording import Weighting, moment_mib
 from .sites import Site, free_sites
 from .statistics import Statistics
 
-__all__ = ["gather_in_passes", "site_groups"]
+__all__ = ["gather_in_passes", "remove_passes", "site_groups"]
 
 _PREFIX = f"{LEFTOVER}-pass-"
 
@@ -75,13 +76,19 @@ def gather_in_passes(
     for sites in groups:
         place = _place(folder, sites)
         part = resumed(Statistics(replace(header, sites=sites), {}), place)
-        gather(pipe, part, place, weights, save_every)
+        if part.header.done < len(part.header.prompts):
+            gather(pipe, part, place, weights, save_every)
         parts.append(Statistics.load(place))
     stats = _joined(stats, parts)
     stats.save(folder)
-    for left in folder.glob(f"{_PREFIX}*"):
-        shutil.rmtree(left)
+    remove_passes(folder)
     return stats
+
+
+def remove_passes(folder: Path) -> None:
+    """Take away what passes kept, once the sums in ``folder`` are whole."""
+    for place in folder.glob(f"{_PREFIX}*"):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _place(folder: Path, sites: Sequence[Site]) -> Path:
@@ -95,6 +102,7 @@ def _joined(stats: Statistics, parts: Sequence[Statistics]) -> Statistics:
     header = replace(
         stats.header,
         done=len(stats.header.prompts),
+        gains={},
         sampling=replace(
             stats.header.sampling,
             batch_size=min(part.header.sampling.batch_size for part in parts),
@@ -103,4 +111,4 @@ def _joined(stats: Statistics, parts: Sequence[Statistics]) -> Statistics:
         phases={"sampling": seconds},
         peak_mib=max(part.header.peak_mib for part in parts),
     )
-    return replace(stats, header=header, sums={k: v for p in parts for k, v in p.sums.items()})
+    return Statistics(header, {k: v for part in parts for k, v in part.sums.items()})

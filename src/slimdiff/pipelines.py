@@ -17,6 +17,7 @@ from torch import nn
 from .denoiser import check_finite
 from .errors import SlimdiffError
 from .files import check_safetensors, read_json
+from .placing import place
 from .store import saved_dtype
 
 __all__ = ["EMOJI", "Preset", "open_pipeline", "preset", "resolve_device"]
@@ -71,12 +72,15 @@ def open_pipeline(
     variant: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    offload: bool = False,
+    device_map: str | None = None,
 ) -> DiffusionPipeline:
     """Load the pipeline that ``model`` names, dense or slim; its weights must be finite.
 
     ``dtype`` defaults to what a slim folder was saved in, and for dense models to float32 on a CPU
     and float16 elsewhere. Only safetensors are read; code from a model folder runs only with
-    ``trust_remote_code``.
+    ``trust_remote_code``. ``device_map`` and ``offload`` are for models that exceed a GPU
+    (:func:`slimdiff.placing.place`).
     """
     device = device or torch.device("cpu")
     found = preset(model)
@@ -86,7 +90,7 @@ def open_pipeline(
         _check_folder(path)
         dtype = dtype or saved_dtype(path)
         options |= {"variant": variant, "trust_remote_code": trust_remote_code}
-        load, place = DiffusionPipeline.from_pretrained, str(path)
+        load, where = DiffusionPipeline.from_pretrained, str(path)
     elif path.is_file():
         if path.suffix != ".safetensors":
             raise SlimdiffError(
@@ -94,32 +98,38 @@ def open_pipeline(
                 "Convert it first."
             )
         check_safetensors(path)
-        load, place = _single_file, str(path)
+        if device_map:
+            raise SlimdiffError(
+                f"'{path}' is one file; --device-map needs a pipeline folder or a hub id. Do "
+                "without it, or save the pipeline as a folder first."
+            )
+        load, where = _single_file, str(path)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         options |= {
             "variant": variant,
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         }
-        load, place = DiffusionPipeline.from_pretrained, model
+        load, where = DiffusionPipeline.from_pretrained, model
     else:
         raise SlimdiffError(
             f"Unknown model '{model}'; expected 'emoji', a pipeline folder, a .safetensors file "
             "or a hub id like owner/name. Check the path."
         )
-    pipe = _loaded(load, model, place, dtype or _default_dtype(device), options)
+    options |= {"device_map": device_map}
+    pipe = _loaded(load, model, where, dtype or _default_dtype(device), options)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             check_finite(part)
-    return pipe.to(device)
+    return place(pipe, device, offload=offload)
 
 
 def _loaded(
-    load: Any, model: str, place: str, dtype: torch.dtype, options: dict[str, Any]
+    load: Any, model: str, where: str, dtype: torch.dtype, options: dict[str, Any]
 ) -> DiffusionPipeline:
     options = {name: value for name, value in options.items() if value is not None}
     try:
-        return load(place, dtype=dtype, **options)
+        return load(where, dtype=dtype, **options)
     except SlimdiffError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -135,13 +145,13 @@ def _loaded(
         ) from error
 
 
-def _single_file(place: str, **options: Any) -> DiffusionPipeline:
+def _single_file(path: str, **options: Any) -> DiffusionPipeline:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    with safe_open(place, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         large = any(name.startswith("conditioner.embedders.1.") for name in file.keys())
     kind = StableDiffusionXLPipeline if large else StableDiffusionPipeline
-    return kind.from_single_file(place, **options)
+    return kind.from_single_file(path, **options)
 
 
 def _check_folder(folder: Path) -> None:

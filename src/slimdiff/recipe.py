@@ -11,7 +11,14 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from . import families
-from .allocation import DEFAULT_POLICY, SHAPES, allocate, check_budget, grid_for
+from .allocation import (
+    DEFAULT_POLICY,
+    SHAPES,
+    allocate,
+    check_budget,
+    check_policy,
+    grid_for,
+)
 from .budget import Budget
 from .calibration import calibrate
 from .classes import class_names
@@ -19,10 +26,12 @@ from .compression import compress_
 from .cost import mac_prices
 from .deadline import Clock, plan_in_time, start_clock
 from .denoiser import component, denoiser, dtype_name, refuse_slim
+from .errors import SlimdiffError
 from .feedback import repair_
 from .gains import gain_calls, output_error
 from .gathering import SAVE_EVERY
 from .interactions import apart, with_shares
+from .placing import offload_device, place
 from .plan import Plan
 from .prices import price_lists
 from .profiling import timed_call
@@ -71,6 +80,9 @@ def slim(
 
     Raises SlimdiffError, before calibrating if it can, for whatever cannot be done.
     """
+    check_policy(policy)
+    if rounds < 0:
+        raise SlimdiffError(f"rounds={rounds}; expected 0 or more. Leave it out for none.")
     sampling = sampling or Sampling()
     options: dict[str, Any] = {"policy": policy, "multiple": multiple, "only": only, "skip": skip}
     options["shapes"] = shapes
@@ -109,21 +121,30 @@ def cut(
     least on the gains' prompts is kept.
     """
     calls = gain_calls(pipe, stats.header)
-    best: tuple[float, DiffusionPipeline] | None = None
+    found: list[tuple[float, Plan, Statistics]] = []
+    slim_pipe: Any = None
     for corrections in range(1 + _CORRECTIONS):
         plan, clock = decide(pipe, stats, budget, clock=clock, **options)
-        slim_pipe = copy_pipeline(pipe)
-        compress_(slim_pipe, stats, plan)
+        slim_pipe = None  # one copy of the denoiser at a time
+        slim_pipe = _slim_copy(pipe, stats, plan)
         achieved = output_error(denoiser(slim_pipe), calls)
-        if best is None or achieved < best[0]:
-            best = achieved, slim_pipe
+        found.append((achieved, plan, stats))
         agreed = corrections > 0 and not apart(plan.predicted_error, achieved)
         if plan.policy != "measured" or not plan.removed or agreed:
             break
         if corrections < _CORRECTIONS:
             stats = with_shares(pipe, slim_pipe, stats, plan, calls)
-    assert best is not None
-    return best[1]
+    _, plan, stats = min(found, key=lambda tried: tried[0])
+    if plan is found[-1][1]:
+        return slim_pipe
+    slim_pipe = None
+    return _slim_copy(pipe, stats, plan)
+
+
+def _slim_copy(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> DiffusionPipeline:
+    slim_pipe = copy_pipeline(pipe)
+    compress_(slim_pipe, stats, plan)
+    return slim_pipe
 
 
 def decide(
@@ -174,6 +195,10 @@ def refuse_unreachable(
 
 def copy_pipeline(pipe: DiffusionPipeline) -> Any:
     """A pipeline with a copy of the denoiser that shares all other components."""
+    offload = offload_device(pipe)
+    if offload is not None:  # its hooks tie the parts together; a copy gets its own
+        pipe.remove_all_hooks()
+        pipe.to("cpu", silence_dtype_warnings=True)
     components = dict(pipe.components)
     components[component(pipe)] = copy.deepcopy(denoiser(pipe))
     accepted = inspect.signature(type(pipe).__init__).parameters
@@ -182,4 +207,7 @@ def copy_pipeline(pipe: DiffusionPipeline) -> Any:
     if names := class_names(pipe):
         found.labels = pipe.labels  # pyright: ignore
         found.register_to_config(id2label=names)  # else saving forgets them
+    if offload is not None:
+        for each in (pipe, found):
+            place(each, offload, offload=True)
     return found

@@ -174,7 +174,7 @@ class Statistics:
             if not path.is_file() or sha256(path) != digest:
                 raise SlimdiffError(
                     f"'{path}' is missing or does not match its checksum in {_FILE}; the "
-                    "statistics are damaged. Run slimdiff calibrate again."
+                    "statistics are damaged. Run slimdiff calibrate again, with --force."
                 )
             if name.startswith("bases"):
                 found |= unflatten(load_file(path))
@@ -188,7 +188,7 @@ class Statistics:
         if not _fits(header, sums, bases):
             raise SlimdiffError(
                 f"The sums in '{folder}' do not belong to the sites in {_FILE}; statistics "
-                "are damaged. Run slimdiff calibrate again."
+                "are damaged. Run slimdiff calibrate again, with --force."
             )
         return cls(header, sums, bases)
 
@@ -215,7 +215,7 @@ def _read_header(path: Path) -> Header:
     if value.get("format") != FORMAT:
         raise SlimdiffError(
             f"'{path}' has format {value.get('format')}; expected {FORMAT}. "
-            "Run slimdiff calibrate again."
+            "Run slimdiff calibrate again, with --force."
         )
     try:
         header = TypeAdapter(Header).validate_python(value)
@@ -223,12 +223,13 @@ def _read_header(path: Path) -> Header:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise SlimdiffError(
-            f"'{path}' is damaged at '{place}': {first['msg']}. Run slimdiff calibrate again."
+            f"'{path}' is damaged at '{place}': {first['msg']}. Run slimdiff calibrate "
+            "again, with --force."
         ) from None
     if checksum is not None and checksum != _checksum(value):
         raise SlimdiffError(
             f"'{path}' does not match its own checksum; it was damaged or edited. Run slimdiff "
-            "calibrate again."
+            "calibrate again, with --force."
         )
     return header
 

@@ -13,6 +13,7 @@ from .compression import plan_of
 from .denoiser import component, denoiser
 from .errors import SlimdiffError
 from .files import check_safetensors, new_folder, write_tensors, write_text
+from .placing import place
 from .plan import Plan
 from .slim_maps import MAPS_FILE, maps_of
 
@@ -53,11 +54,18 @@ def write_into(pipe: DiffusionPipeline, folder: Path, summary: str = "") -> None
     write_tensors(folder / MAPS_FILE, maps_of(denoiser(pipe)))
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu", **options: Any) -> Any:
+def load(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    offload: bool = False,
+    **options: Any,
+) -> Any:
     """Load a slim folder as the pipeline that was saved, in the dtype it was saved in.
 
-    ``options`` go to ``DiffusionPipeline.from_pretrained``. Strict: tensors that are missing or of
-    another shape, and a plan that disagrees with the denoiser's configuration, are errors.
+    With ``offload`` its parts are on ``device`` only while they run. ``options`` go to
+    ``DiffusionPipeline.from_pretrained``. Strict: tensors that are missing or of another shape,
+    and a plan that disagrees with the denoiser's configuration, are errors.
     """
     folder = Path(folder)
     plan = Plan.load(folder / PLAN_FILE)
@@ -79,7 +87,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", **options: A
             f"widths. Edit the plan and apply it to the dense model; a saved one cannot change."
         )
     del denoiser(pipe).hf_quantizer
-    return pipe.to(device)
+    return place(pipe, torch.device(device), offload=offload)
 
 
 def is_slim(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import fit_attention_, is_attention, put_back_, width_settings
 from .decomposition import Maps, of_reader
+from .environment import float64
 from .sites import Part, Site
 
 __all__ = [
@@ -38,7 +39,7 @@ def reader_weights(model: nn.Module, site: Site) -> Tensor:
     ]
     if not slabs:
         return torch.empty(site.heads, site.width, 0, dtype=torch.float64)
-    return torch.cat(slabs, 1).double().unflatten(0, (site.heads, site.width))
+    return float64(torch.cat(slabs, 1)).unflatten(0, (site.heads, site.width))
 
 
 def cut_site_(model: nn.Module, site: Site, maps: Maps) -> None:
@@ -138,10 +139,10 @@ def _project_slab(slab: Tensor, projection: Tensor) -> Tensor:
 
 
 def _cut_rows(old: nn.Linear, parts: Sequence[Part], maps: Maps) -> tuple[Tensor, Tensor | None]:
-    weight = old.weight.detach().double()
+    weight = float64(old.weight.detach())
     if old.bias is None:
         return project_rows(weight, parts, maps), None
-    cut = project_rows(torch.cat([weight, old.bias.detach().double()[:, None]], 1), parts, maps)
+    cut = project_rows(torch.cat([weight, float64(old.bias.detach())[:, None]], 1), parts, maps)
     return cut[:, :-1], cut[:, -1]
 
 
@@ -149,8 +150,8 @@ def _cut_columns(
     old: nn.Linear, parts: Sequence[Part], maps: Maps
 ) -> tuple[Tensor, Tensor | None]:
     (part,) = parts
-    cut, shift = project_columns(old.weight.detach().double(), part, maps)
-    return cut, None if old.bias is None else old.bias.detach().double() + shift
+    cut, shift = project_columns(float64(old.weight.detach()), part, maps)
+    return cut, None if old.bias is None else float64(old.bias.detach()) + shift
 
 
 def _new_linear(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -15,9 +15,18 @@ from torch import Tensor
 
 from .decomposition import reader_moments
 from .denoiser import denoiser
+from .environment import sums_device
 from .errors import SlimdiffError
 from .linalg import centre, cholesky, roots
-from .recording import TokenSampling, Weighting, empty_sums, recording, unweighted
+from .passes import site_groups
+from .recording import (
+    TokenSampling,
+    Weighting,
+    empty_sums,
+    moment_mib,
+    recording,
+    unweighted,
+)
 from .sampling import IndexedPrompt, Sampling, batches, sample_latents
 from .sites import Site, free_sites
 from .statistics import Header
@@ -32,9 +41,12 @@ _PROMPTS = 4
 _FLOOR = 1e-7
 
 
-def timestep_weighting(pipe: DiffusionPipeline, header: Header) -> Weighting:
+def timestep_weighting(
+    pipe: DiffusionPipeline, header: Header, most_mib: float | None = None
+) -> Weighting:
     """The weights that a calibration asks for, by its scheduler; ``sis`` samples a few prompts.
 
+    At most ``most_mib`` MiB of moments are in memory (:mod:`slimdiff.passes`).
     Raises SlimdiffError for an unknown name, or a scheduler that does not tell its steps.
     """
     name, sampling = header.timestep_weights, header.sampling
@@ -56,8 +68,10 @@ def timestep_weighting(pipe: DiffusionPipeline, header: Header) -> Weighting:
             f"Timestep weights '{name}' need the steps of {type(scheduler).__name__} before it "
             f"runs, which it does not tell ({error}). Use --timestep-weights uniform."
         ) from error
-    prompts = header.prompts[:_PROMPTS]
-    return _by_site(_influence(pipe, header.sites, prompts, sampling, header.tokens, times))
+    prompts, weights = header.prompts[:_PROMPTS], {}
+    for sites in site_groups(header.sites, most_mib):
+        weights |= _influence(pipe, sites, prompts, sampling, header.tokens, times)
+    return _by_site(weights)
 
 
 def _by_time(weights: Mapping[float, float]) -> Weighting:
@@ -115,7 +129,7 @@ def _stretch_influence(
 ) -> dict[str, float]:
     """Nuclear norm of each site's whitened weights under the moments of these steps alone."""
     model = denoiser(pipe)
-    sums = empty_sums(sites, model.device)
+    sums = empty_sums(sites, sums_device(model.device, moment_mib(sites)))
 
     def inside(site: str, timestep: float) -> float:
         return float(nearest(times, timestep) in stretch)

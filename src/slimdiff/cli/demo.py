@@ -11,10 +11,9 @@ from ..classes import suited_pool
 from ..demo import require_gradio
 from ..demo.finding import find_statistics
 from ..demo.studio import Studio
-from ..denoiser import denoiser
 from ..plan import Plan
 from ..prompts import split
-from ..store import PLAN_FILE, load, require_slim
+from ..store import PLAN_FILE, require_slim
 from .display import say
 from .options import PATH, Opening, model_options, pool_of, sampling_from, sampling_options
 
@@ -68,8 +67,7 @@ def demo(
     sampling = sampling_from(dense, {"seed": 0, **drawing}, known)
     with listening(host, port) as listener:
         dense_pipe = opening.open(dense, plan.calibration.get("dtype"))
-        model = denoiser(dense_pipe)
-        slim_pipe = load(slim, device=model.device, dtype=model.dtype)
+        slim_pipe = opening.open_slim(slim, dense_pipe)
         found, why_not = find_statistics(dense_pipe, plan, slim, statistics)
         studio = Studio(dense_pipe, slim_pipe, sampling, found)
         _, held_out = split(suited_pool(dense_pipe, pool_of(dense, None)), 1)

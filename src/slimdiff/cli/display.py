@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..files import LEFTOVER
 from ..plan import Plan
 from ..report import Report
 from ..sites import Site, free_sites, pool_parameters
@@ -25,6 +26,8 @@ def say(message: str) -> None:
 
 def what_remains(statistics: Path) -> str:
     """What an interrupted calibration can resume from."""
+    if any(statistics.glob(f"{LEFTOVER}-pa*")):
+        return f"What was sampled is kept in {statistics}: run the same command to resume there."
     if not Statistics.exists(statistics):
         return "Stopped before the first save. Run the command again."
     header = Statistics.load(statistics).header

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.table import Table
 
-from ..denoiser import denoiser
 from ..evaluation import FILE
 from ..evaluation import evaluate as run_evaluate
 from ..files import refuse_existing
 from ..judge import EMBEDDED
+from ..locking import remove_idle
 from ..metrics import METRICS, known_metrics
 from ..pipelines import preset
 from ..plan import Plan
 from ..prompts import read_prompts, split
-from ..store import PLAN_FILE, load, require_slim
+from ..store import PLAN_FILE, require_slim
 from ..team import joined
 from .display import out, say
 from .options import (
@@ -75,11 +74,11 @@ def evaluate(
     texts = held_out or read_prompts(prompts or "")
     sampling = sampling_from(dense, drawing, dict(provenance.get("sampling", {})))
     dense_pipe = opening.open(dense, provenance.get("dtype"))
-    slim_pipe = load(slim, device=dense_pipe.device, dtype=denoiser(dense_pipe).dtype)
+    slim_pipe = opening.open_slim(slim, dense_pipe)
     judge = judge or (EMBEDDED if preset(dense) else None)
     with joined() as team:
         if force and output.exists() and team.leads:
-            shutil.rmtree(output)
+            remove_idle(output)
         team.wait()
         found = run_evaluate(
             dense_pipe,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from ..classes import suited_pool
 from ..errors import SlimdiffError
 from ..estimate import estimate
 from ..files import new_folder, refuse_existing
+from ..locking import remove_idle
 from ..prompts import read_prompts, split
 from ..recipe import refuse_unreachable
 from ..recipe import slim as run_slim
-from ..statistics import Statistics
 from ..store import statistics_beside, write_into
 from ..team import joined
 from .display import report_table, say, what_remains
@@ -114,8 +113,9 @@ def slim(
     say(f"Calibrating on {len(calibration)} prompts; kept in {statistics}")
     try:
         with joined() as team:
-            if force and not named and Statistics.exists(statistics) and team.leads:
-                shutil.rmtree(statistics)
+            if force and not named and statistics.exists() and team.leads:
+                refuse_existing(statistics, force)
+                remove_idle(statistics)
             team.wait()
             if team.size > 1:
                 run_calibrate(pipe, calibration, folder=statistics, **gathering)

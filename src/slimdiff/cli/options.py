@@ -17,12 +17,15 @@ from ..allocation import DEFAULT_POLICY, SHAPES
 from ..budget import Budget
 from ..calibration import check_statistics
 from ..decomposition import METHODS
+from ..denoiser import denoiser
+from ..errors import SlimdiffError
 from ..gathering import SAVE_EVERY
 from ..pipelines import open_pipeline, preset, resolve_device
 from ..policies import POLICIES
 from ..prompts import read_prompts
 from ..sampling import Sampling
 from ..statistics import Statistics
+from ..store import load
 from ..weighting import WEIGHTS
 
 __all__ = [
@@ -58,6 +61,8 @@ class Opening:
     variant: str | None
     revision: str | None
     trust_remote_code: bool
+    offload: bool
+    device_map: str | None
 
     def open(self, model: str, dtype: str | None = None) -> DiffusionPipeline:
         """Load ``model``; ``dtype`` is used where the user named none."""
@@ -69,7 +74,19 @@ class Opening:
             variant=self.variant,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
+            **self._place(),
         )
+
+    def open_slim(self, folder: Path, dense: DiffusionPipeline) -> DiffusionPipeline:
+        """Load a slim folder where and as ``dense`` was loaded."""
+        place = {k: v for k, v in self._place().items() if v is not None}
+        device, dtype = resolve_device(self.device), denoiser(dense).dtype
+        return load(folder, device=device, dtype=dtype, **place)
+
+    def _place(self) -> dict[str, Any]:
+        if self.offload and self.device_map:
+            raise SlimdiffError("--offload and --device-map exclude each other. Choose one.")
+        return {"offload": self.offload, "device_map": self.device_map}
 
     def open_source(self, stats: Statistics) -> DiffusionPipeline:
         """Load the model that ``stats`` were gathered from, and make sure that it is that one."""
@@ -110,7 +127,7 @@ class Budgeting:
 
 
 def model_options(command: Command) -> Command:
-    """--device --dtype --variant --revision --trust-remote-code, gathered as ``opening``."""
+    """--device --dtype --variant --revision and the like, gathered as ``opening``."""
     options = [
         click.option("--device", help="cpu, cuda, cuda:1, mps. Default: the best there is."),
         click.option(
@@ -121,6 +138,10 @@ def model_options(command: Command) -> Command:
         click.option("--variant", help="Weight variant, such as fp16."),
         click.option("--revision", help="Branch, tag or commit on the hub."),
         click.option("--trust-remote-code", is_flag=True, help="Run code from the model folder."),
+        click.option(
+            "--offload", is_flag=True, help="Each part on the device only while it runs."
+        ),
+        click.option("--device-map", help="Spread the parts over the GPUs, such as balanced."),
     ]
     return _gathered(command, options, "opening", Opening)
 

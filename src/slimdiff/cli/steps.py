@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ from ..allocation import allocate
 from ..calibration import calibrate as run_calibrate
 from ..classes import suited_pool
 from ..compression import compress_, plan_of
-from ..denoiser import denoiser
 from ..estimate import estimate
 from ..feedback import repair_
 from ..files import new_folder, refuse_existing
+from ..locking import remove_idle
 from ..plan import Plan
 from ..prompts import part_of, read_prompts, split
 from ..recipe import copy_pipeline, decide
 from ..report import compare as run_compare
 from ..statistics import Statistics
-from ..store import PLAN_FILE, load, require_slim, write_into
+from ..store import PLAN_FILE, require_slim, write_into
 from ..team import joined
 from .display import out, plan_table, report_table, say, what_remains
 from .options import (
@@ -84,8 +83,7 @@ def calibrate(
 
     Example: slimdiff calibrate emoji --num-prompts 64 -o emoji-statistics
     """
-    begun = output.is_dir() and not (Statistics.exists(output) and _complete(output))
-    refuse_existing(output, force or begun or (resume and Statistics.exists(output)))
+    refuse_existing(output, force or _begun(output) or (resume and Statistics.exists(output)))
     held_out = read_prompts(eval_prompts) if eval_prompts else None
     pool = pool_of(model, prompts)
     part_of(split(pool, num_prompts, held_out)[0], part)  # refuses before the model is read
@@ -103,7 +101,7 @@ def calibrate(
     settings["max_moment_mib"] = max_moment_mib
     with joined() as team:
         if force and output.exists() and team.leads:
-            shutil.rmtree(output)
+            remove_idle(output)
         team.wait()
         try:
             stats = run_calibrate(pipe, chosen, **settings, folder=output)
@@ -114,8 +112,9 @@ def calibrate(
             out.print(str(stats), highlight=False, soft_wrap=True)
 
 
-def _complete(folder: Path) -> bool:
-    return Statistics.load(folder).complete
+def _begun(folder: Path) -> bool:
+    """Whether a calibration that has not ended lies in ``folder``."""
+    return folder.is_dir() and not (Statistics.exists(folder) and Statistics.load(folder).complete)
 
 
 @click.command()
@@ -213,7 +212,7 @@ def compare(
     dense_pipe = opening.open(dense, provenance.get("dtype"))
     pool = pool if prompts or not pool else suited_pool(dense_pipe, pool)
     _, chosen = split(pool, 1, held_out)
-    slim_pipe = load(slim, device=dense_pipe.device, dtype=denoiser(dense_pipe).dtype)
+    slim_pipe = opening.open_slim(slim, dense_pipe)
     report = run_compare(dense_pipe, slim_pipe, chosen, sampling=sampling, statistics=stats)
     with new_folder(output, force=force) as work:
         report.save(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Moments = Mapping[str, Tensor]
@@ -48,3 +49,8 @@ class Method:
 
     decompose: Callable[[Moments, Tensor], Basis]
     maps: Callable[[Basis, Moments, int], Maps]
+
+    def maps_on(self, place: torch.device, basis: Basis, moments: Moments, width: int) -> Maps:
+        """``maps``, worked out on ``place`` wherever basis and moments lie."""
+        here = Basis({k: v.to(place) for k, v in basis.tensors.items()}, basis.errors)
+        return self.maps(here, {k: v.to(place) for k, v in moments.items()}, width)

@@ -121,7 +121,7 @@ class Studio:
         return self.slider is not None and share is not None and self.slider.moved(share)
 
     def _other(self, share: float | None) -> str | _Cut:
-        """What keeps ``share`` of the pool, planned as the slim pipeline was."""
+        """What keeps ``share`` of the pool, by the policy and grid of the slim one."""
         assert self._statistics is not None
         options = {"policy": self.plan.policy, "multiple": self.plan.multiple}
         plan = allocate(self._statistics, Budget(pool=share), **options)
