@@ -76,7 +76,7 @@ def _alphas(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[
         if f"{part}.lora_alpha" not in metadata:
             continue
         patterns = metadata.get(f"{part}.alpha_pattern") or {}
-        own = patterns.get(get_pattern_key(patterns.keys(), inner))
+        own = patterns.get(get_pattern_key(list(patterns), inner))
         alpha = float(metadata[f"{part}.lora_alpha"] if own is None else own)
         if metadata.get(f"{part}.use_rslora"):
             alpha *= weight.shape[1] ** 0.5
