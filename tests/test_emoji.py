@@ -23,7 +23,7 @@ from slimdiff.sampling import draw
 from slimdiff.sites import free_sites
 
 KRAFT = Path(__file__).parent / "kraft-lora"
-SAMPLING = slimdiff.Sampling(steps=5, guidance=4.5, batch_size=4)
+SAMPLING = slimdiff.Sampling(steps=5, guidance=2.0, batch_size=4)
 
 
 @pytest.fixture(scope="module")

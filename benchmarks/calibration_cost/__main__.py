@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _sampling(quick: bool) -> list[dict[str, Any]]:
-    sampling = Sampling(steps=1 if quick else 20, guidance=4.5, batch_size=1 if quick else 8)
+    sampling = Sampling(steps=1 if quick else 20, guidance=2.0, batch_size=1 if quick else 8)
     subsets = _SUBSETS[:2] if quick else _SUBSETS
     return sampling_cost(open_pipeline(EMOJI), sampling, subsets, rounds=1 if quick else 5)
 
@@ -57,7 +57,7 @@ def _loss(quick: bool) -> list[dict[str, Any]]:
     found = preset(EMOJI)
     assert found is not None
     pool, pipe = read_prompts(found.prompts), open_pipeline(EMOJI)
-    sampling = Sampling(steps=1 if quick else 20, guidance=4.5, batch_size=1 if quick else 8)
+    sampling = Sampling(steps=1 if quick else 20, guidance=2.0, batch_size=1 if quick else 8)
     if quick:
         return token_loss(pipe, pool, 1, 1, sampling, (None, 64), share=0.9)
     return token_loss(pipe, pool, 64, 24, sampling, _SUBSETS, share=0.6)

@@ -30,7 +30,7 @@ class Settings:
     calibration: int = 64
     held_out: int = 24
     steps: int = 20
-    guidance: float = 4.5
+    guidance: float = 2.0
     multiple: int = 1
     our_multiple: int = 8
     pictures: int = 128

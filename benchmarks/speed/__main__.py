@@ -69,7 +69,7 @@ def _attention(args: argparse.Namespace, work: Path) -> Found:
 
 def _emoji(args: argparse.Namespace, work: Path) -> Found:
     quick = args.quick
-    sampling = Sampling(steps=2 if quick else 20, guidance=4.5, batch_size=1 if quick else 8)
+    sampling = Sampling(steps=2 if quick else 20, guidance=2.0, batch_size=1 if quick else 8)
     found = asked_and_got(
         0.95 if quick else args.asked,
         repeats=1 if quick else 3,

@@ -39,7 +39,7 @@ def preset(model: str) -> Preset | None:
     if model != EMOJI:
         return None
     assets = Path(str(files("slimdiff") / "assets"))
-    return Preset(assets / "emoji", assets / "emoji-prompts.txt", 4.5)
+    return Preset(assets / "emoji", assets / "emoji-prompts.txt", 2.0)
 
 
 def resolve_device(name: str | None) -> torch.device:

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--judge", type=Path, help="default: WORK/emoji-clip")
     parser.add_argument("--count", type=int, default=128, help="prompts of each kind")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     args = parser.parse_args(argv)
     device = prepare(args)
     if args.smoke:

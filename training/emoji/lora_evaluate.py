@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the picture")
     parser.add_argument("--count", type=int, default=64, help="prompts")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     args = parser.parse_args(argv)
     drawings = load_drawings(args.work)
     asked = [drawings[i] for i in choose(drawings, args.count, held_out=False, seed=args.seed)]

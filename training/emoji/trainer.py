@@ -198,7 +198,7 @@ class Trainer:
         average = self.average
         pipeline = build_pipeline(self.args.work, average["unet"], average["text_encoder"])
         steps = 2 if self.args.smoke else 20
-        pictures = draw(pipeline, list(SAMPLE_PROMPTS), steps=steps, guidance=4.0)
+        pictures = draw(pipeline, list(SAMPLE_PROMPTS), steps=steps, guidance=2.0)
         folder = self.args.work / "samples"
         folder.mkdir(exist_ok=True)
         Image.fromarray(grid(pictures, 8)).save(folder / f"{name}.png")
