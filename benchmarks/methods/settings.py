@@ -38,7 +38,7 @@ class Settings:
     detail_pool: float = 0.6
     rounds: int = 0
     other_steps: tuple[int, ...] = (10, 20, 50)
-    other_guidance: tuple[float, ...] = (1.0, 4.5, 7.5)
+    other_guidance: tuple[float, ...] = (1.0, 2.0, 5.0)
 
     @property
     def sampling(self) -> Sampling:
