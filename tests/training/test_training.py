@@ -169,6 +169,12 @@ def test_assembled_pipeline_draws(work: Path) -> None:
     assert {weight.dtype for weight in stored.values()} == {torch.float16}
 
 
+def test_an_assembled_pipeline_does_not_say_where_it_was_made(work: Path) -> None:
+    configs = [*(work / "emoji").glob("*/config.json")]
+    assert len(configs) >= 3
+    assert not any(str(work) in path.read_text() for path in configs)
+
+
 def test_what_training_needs_comes_back_from_the_assembled_pipeline(work, tmp_path) -> None:
     for name in ("drawings.json", "drawings.npz"):
         shutil.copy(work / name, tmp_path)

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     networks.load_state_dict(state["average"])
     pipeline = build_pipeline(args.work, networks["unet"], networks["text_encoder"])
     pipeline.to(torch.float16).save_pretrained(args.out)
+    forget_places(args.out)
 
     drawings = load_drawings(args.work)
     facts = {
@@ -53,6 +54,14 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{args.out}: {size / 2**20:.1f} MiB, step {facts['step']}, {facts['pictures']} pictures"
     )
+
+
+def forget_places(folder: Path) -> None:
+    """Take out of the components' configurations where they were loaded from."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":
