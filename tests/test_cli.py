@@ -51,18 +51,22 @@ def refused(result, *texts):
         assert re.search(text, flat), (text, flat)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a tiny model, prompts, statistics and a slim folder made by the commands."""
-    root = tmp_path_factory.mktemp("cli")
+def slimmed(root, pool, *options):
+    """``root`` with a tiny model, prompts, and the slim folder that the command makes of them."""
     tiny_folder(root / "model")
     prompt_file(root / "prompts.txt")
     made = run(
-        "slim", "model", "-o", "slim", "--pool", "0.6", "--prompts", "prompts.txt",
-        "--statistics", "stats", *CUT, *SMALL, cwd=root,
+        "slim", "model", "-o", "slim", "--pool", pool, "--prompts", "prompts.txt",
+        *options, *CUT, *SMALL, cwd=root,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny model, prompts, statistics and a slim folder made by the commands."""
+    return slimmed(tmp_path_factory.mktemp("cli"), "0.6", "--statistics", "stats")
 
 
 def test_slim_writes_a_pipeline_a_plan_and_a_report(place):

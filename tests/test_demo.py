@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_cli import CUT, SMALL, refused, run
-from tiny import prompt_file, tiny_folder
+from test_cli import refused, run, slimmed
 from tiny_models import build
 
 import slimdiff
@@ -29,15 +28,7 @@ SAMPLING = slimdiff.Sampling(steps=2, guidance=3.0)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A tiny model, its slim folder with half of the pool, and its statistics beside that."""
-    root = tmp_path_factory.mktemp("demo")
-    tiny_folder(root / "model")
-    prompt_file(root / "prompts.txt")
-    made = run(
-        "slim", "model", "-o", "slim", "--pool", "0.5", "--prompts", "prompts.txt", *CUT, *SMALL,
-        cwd=root,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    return root
+    return slimmed(tmp_path_factory.mktemp("demo"), "0.5")
 
 
 @pytest.fixture(scope="module")

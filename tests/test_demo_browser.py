@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 import browser
 import pytest
-from test_cli import CUT, SMALL, run
-from tiny import prompt_file, tiny_folder
+from test_cli import slimmed
 
 pytestmark = pytest.mark.skipif(
     bool(browser.missing()), reason=f"not installed: {browser.missing()}"
@@ -20,15 +19,7 @@ EVIL = "<img src=x onerror=document.title='pwned'> {{ 7 * 7 }} ${7 * 7}"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("browser")
-    tiny_folder(root / "model")
-    prompt_file(root / "prompts.txt")
-    made = run(
-        "slim", "model", "-o", "slim", "--pool", "0.5", "--prompts", "prompts.txt", *CUT, *SMALL,
-        cwd=root,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    return root
+    return slimmed(tmp_path_factory.mktemp("browser"), "0.5")
 
 
 def test_a_prompt_two_pictures_the_slider_a_third(place):

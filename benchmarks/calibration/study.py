@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods.bench import Bench
-from benchmarks.methods.measure import errors
 from slimdiff import Budget, Statistics, calibrate, finish, merge
+from slimdiff.calibration import prepare
 from slimdiff.denoiser import denoiser
 from slimdiff.errors import SlimdiffError
 from slimdiff.feedback import repair_
+from slimdiff.gains import output_error
+from slimdiff.gathering import SAVE_EVERY, gather, resumed
 from slimdiff.prompts import split
 from slimdiff.recipe import cut
+from slimdiff.sampling import Sampling
 from slimdiff.slimset import select_prompts
+from slimdiff.weighting import timestep_weighting
 
 from .variants import Variant
 
@@ -28,54 +32,66 @@ _FIRST = 1024
 
 
 def measure(bench: Bench, variant: Variant, pool: float) -> dict[str, Any]:
-    """Errors of the pipeline slimmed to ``pool`` from this calibration, and its seconds."""
+    """Error of the pipeline slimmed to ``pool`` from this calibration, and its seconds."""
     stats = _statistics(bench, variant)
-    begin = time.perf_counter()
+    at = time.perf_counter()
     slim = cut(bench.dense, stats, Budget(pool=pool))
     if variant.rounds:
         repair_(bench.dense, slim, stats, variant.rounds)
+    seconds = time.perf_counter() - at
     return {
         **asdict(variant),
-        **asdict(errors(slim, bench.reference)),
+        "noise_rel_mse": output_error(denoiser(slim).eval(), bench.reference.calls),
         "parameters": denoiser(slim).num_parameters(),
         "calibration_seconds": round(stats.header.seconds, 1),
-        "cut_seconds": round(time.perf_counter() - begin, 1),
+        "cut_seconds": round(seconds, 1),
     }
 
 
 def _statistics(bench: Bench, variant: Variant) -> Statistics:
     if variant.pick == "random" and variant.weights == "uniform":
         return _nested(bench, variant)
-    texts = _prompts(bench, variant)
-    return _calibrate(bench, variant, texts, 0, variant.name)
+    return calibrate(
+        bench.dense,
+        _prompts(bench, variant),
+        sampling=_sampling(bench, variant),
+        start=_FIRST * variant.seed,
+        timestep_weights=variant.weights,
+        folder=_folder(bench, variant.name),
+    )
 
 
 def _nested(bench: Bench, variant: Variant) -> Statistics:
-    """More random prompts hold the fewer: sums of doubling chunks are gathered once and merged."""
+    """More random prompts hold the fewer: doubling chunks are summed once, merged and finished."""
+    folder = _folder(bench, f"random-{variant.prompts}x{variant.steps}-{variant.seed}")
+    if Statistics.exists(folder):
+        return Statistics.load(folder)
     texts = _prompts(bench, replace(variant, prompts=_most(bench)))
     parts, at, size = [], 0, 2
     while at < variant.prompts:
-        chunk = texts[at : at + size]
-        label = f"random-{variant.steps}-{variant.seed}-{at}"
-        parts.append(_calibrate(bench, variant, chunk, at, label))
-        at += len(chunk)
+        parts.append(_summed(bench, variant, texts[at : at + size], at))
+        at += size
         size = at
     if at != variant.prompts:
         raise SlimdiffError(f"{variant.prompts} prompts asked; expected a power of two.")
-    return parts[0] if len(parts) == 1 else finish(bench.dense, merge(parts))
+    finish(bench.dense, merge(parts)).save(folder)
+    return Statistics.load(folder)
 
 
-def _calibrate(
-    bench: Bench, variant: Variant, texts: Sequence[str], at: int, label: str
-) -> Statistics:
-    return calibrate(
-        bench.dense,
-        texts,
-        sampling=replace(bench.sampling, steps=variant.steps),
-        start=_FIRST * variant.seed + at,
-        timestep_weights=variant.weights,
-        folder=_folder(bench, label),
-    )
+def _summed(bench: Bench, variant: Variant, texts: Sequence[str], at: int) -> Statistics:
+    """The sums of one chunk; what follows from sums is found for whole sets only."""
+    folder = _folder(bench, f"random-{variant.steps}-{variant.seed}-{at}")
+    prompts = list(enumerate(texts, _FIRST * variant.seed + at))
+    fresh = prepare(bench.dense, prompts, _sampling(bench, variant))
+    stats = resumed(fresh, folder)
+    if stats.header.done < len(stats.header.prompts):
+        weights = timestep_weighting(bench.dense, stats.header)
+        gather(bench.dense, stats, folder, weights, SAVE_EVERY)
+    return Statistics.load(folder)  # sums are read when used
+
+
+def _sampling(bench: Bench, variant: Variant) -> Sampling:
+    return replace(bench.sampling, steps=variant.steps)
 
 
 def _folder(bench: Bench, label: str) -> Path:

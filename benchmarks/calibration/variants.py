@@ -32,11 +32,11 @@ class Ranges:
 
     prompts: int = 64
     steps: int = 20
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)
     counts: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)
     other_steps: tuple[int, ...] = (5, 10, 20, 50)
     picks: tuple[str, ...] = ("facility", "k-center")
-    picked_counts: tuple[int, ...] = (8, 32, 64)
+    picked_counts: tuple[int, ...] = (8, 64)
     weights: tuple[str, ...] = WEIGHTS
     rounds: tuple[int, ...] = (0, 1, 4)
     pool: float = 0.6

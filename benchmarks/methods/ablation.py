@@ -1,7 +1,7 @@
 """From the paper's method to ours, one step at a time, at one pool.
 
 The steps in ``STEPS`` keep the widths that the paper's own policy chose, so that each shows a
-closed form alone; then come measured ranks and, if the settings say so, rounds of error feedback.
+closed form alone; then come measured ranks and rounds of error feedback.
 """
 
 from __future__ import annotations
@@ -62,17 +62,14 @@ FORMS: dict[str, Forms] = {step.method: step.forms for step in STEPS}
 
 def ablation_cells(settings: Settings, policy: str) -> list[tuple[str, list[Cell]]]:
     """Label and cells of every step, from the paper under ``policy`` to ours."""
-    pool, seeds = settings.detail_pool, settings.seeds
+    pool, seeds, rounds = settings.detail_pool, settings.seeds, settings.rounds
 
     def cells(method: str, policy: str, ranks: str = "") -> list[Cell]:
         return [Cell(method, policy, pool, seed, ranks) for seed in seeds]
 
-    found = [
+    return [
         ("paper", cells("paper", policy)),
         *((step.label, cells(step.method, policy, "paper")) for step in STEPS),
         ("+ measured ranks (ours)", cells(*OURS)),
+        (f"+ rounds ({rounds})", [replace(cell, rounds=rounds) for cell in cells(*OURS)]),
     ]
-    if settings.rounds:
-        label = f"+ {settings.rounds} rounds"
-        found.append((label, [replace(cell, rounds=settings.rounds) for cell in cells(*OURS)]))
-    return found

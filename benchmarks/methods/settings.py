@@ -22,13 +22,13 @@ class Settings:
     ``multiple`` is the grid of widths: 1, the peers take any width; ``our_multiple`` that of ours,
     the default that users get.
     ``detail_pool`` is the pool of the ablation and of the robustness check. ``rounds`` of error
-    feedback (``slimdiff.feedback``) are the ablation's last step; 0 leaves it out.
+    feedback (``slimdiff.feedback``) are the ablation's last step.
     """
 
     pools: tuple[float, ...] = (0.8, 0.6, 0.4)
     seeds: tuple[int, ...] = (0, 1, 2)
     calibration: int = 64
-    held_out: int = 24
+    held_out: int = 16
     steps: int = 20
     guidance: float = 2.0
     multiple: int = 1
@@ -36,7 +36,7 @@ class Settings:
     pictures: int = 128
     picture_pools: tuple[float, ...] = (0.6, 0.4)
     detail_pool: float = 0.6
-    rounds: int = 0
+    rounds: int = 4
     other_steps: tuple[int, ...] = (10, 20, 50)
     other_guidance: tuple[float, ...] = (1.0, 2.0, 5.0)
 
@@ -57,6 +57,7 @@ QUICK = Settings(
     seeds=(0,),
     calibration=4,
     held_out=2,
+    rounds=1,
     steps=2,
     pictures=8,
     picture_pools=(0.6,),

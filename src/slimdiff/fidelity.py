@@ -96,10 +96,13 @@ def measure_fidelity(
     return _summed(parts, pictures), pictures
 
 
-def picture_scores(pictures: Pictures) -> dict[str, list[float]]:
-    """PSNR (dB, at most 100) and SSIM of every slim picture against its dense one."""
+def picture_scores(dense: Tensor, slim: Tensor) -> dict[str, list[float]]:
+    """PSNR (dB, at most 100) and SSIM of every slim picture against its dense one.
+
+    Both have shape (n, 3, H, W) and values in [0, 1].
+    """
     scores: dict[str, list[float]] = {"psnr_db": [], "ssim": []}
-    for a, b in zip(pictures.slim.split(1), pictures.dense.split(1), strict=True):
+    for a, b in zip(slim.split(1), dense.split(1), strict=True):
         value = float(peak_signal_noise_ratio(a, b, data_range=1.0))
         if math.isnan(value):
             raise SlimdiffError(
@@ -144,7 +147,7 @@ def _summed(parts: Sequence[_Part], pictures: Pictures) -> Fidelity:
     noise = torch.cat([part.noise.sum(0) for part in parts])
     latent = torch.cat([part.latent for part in parts])
     calls = torch.stack([part.noise.sum(1) for part in parts]).sum(0)
-    samples = picture_scores(pictures)
+    samples = picture_scores(pictures.dense, pictures.slim)
     intervals = {
         "noise_rel_mse": ratio_interval(*noise.T.tolist()),
         "latent_rel_mse": ratio_interval(*latent.T.tolist()),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SlimdiffError
-from .fidelity import Pictures, picture_scores
+from .fidelity import picture_scores
 from .intervals import mean_interval
 from .judge import ImageTower, judge_place, load_judge
 
@@ -55,8 +55,8 @@ class Drawn:
         found: dict[str, list[float]] = {}
         sides = (self.dense.split(_CHUNK), self.slim.split(_CHUNK))
         for dense, slim in zip(*sides, strict=True):
-            part = Pictures(("",) * len(dense), dense.float() / 255, slim.float() / 255)
-            for name, values in picture_scores(part).items():
+            part = picture_scores(dense.float() / 255, slim.float() / 255)
+            for name, values in part.items():
                 found.setdefault(name, []).extend(values)
         return found
 

@@ -147,7 +147,7 @@ class Statistics:
             name = f"sums-{stamp}_{i:04d}.safetensors"
             files[name] = write_tensors(folder / name, flatten({site: found}))
         if self.bases:
-            flat = {n: {**b.tensors, "errors": b.errors} for n, b in self.bases.items()}
+            flat = {name: basis.named() for name, basis in self.bases.items()}
             name = f"bases-{stamp}.safetensors"
             files[name] = write_tensors(folder / name, flatten(flat))
         value = asdict(replace(self.header, files=files))
@@ -180,10 +180,7 @@ class Statistics:
                 found |= unflatten(load_file(path))
             else:
                 files.append(path)
-        bases = {
-            name: Basis({k: v for k, v in basis.items() if k != "errors"}, basis["errors"])
-            for name, basis in found.items()
-        }
+        bases = {name: Basis.of(named) for name, named in found.items()}
         sums = SumsOnDisk(files)
         if not _fits(header, sums, bases):
             raise SlimdiffError(

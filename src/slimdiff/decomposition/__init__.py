@@ -12,6 +12,7 @@ Applying the maps is :mod:`slimdiff.surgery`'s work.
 
 from __future__ import annotations
 
+from ..errors import SlimdiffError
 from . import ffn, paper, qk, vo
 from .basis import Basis, Maps, Method, Moments, of_reader, reader_moments
 
@@ -23,6 +24,7 @@ __all__ = [
     "Maps",
     "Method",
     "Moments",
+    "forms_of",
     "of_reader",
     "reader_moments",
 ]
@@ -40,3 +42,10 @@ PAPER: dict[str, Method] = {
 }
 
 METHODS: dict[str, dict[str, Method]] = {"exact": EXACT, "paper": PAPER}
+
+
+def forms_of(method: str) -> dict[str, Method]:
+    """The closed forms of that name by kind of site. Raises SlimdiffError if there are none."""
+    if method not in METHODS:
+        raise SlimdiffError(f"Unknown method '{method}'; expected one of {', '.join(METHODS)}.")
+    return METHODS[method]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..sums import moved
+
 Moments = Mapping[str, Tensor]
 """Additive sums of one site: ``query``/``key`` (H, d, d) for qk; ``augmented`` (n+1, n+1) else,
 one for each reader of a joint attention (:func:`of_reader`)."""
@@ -42,6 +44,15 @@ class Basis:
     tensors: Mapping[str, Tensor]
     errors: Tensor
 
+    def named(self) -> dict[str, Tensor]:
+        """All tensors by name, ``errors`` among them: the form in which a basis travels."""
+        return {**self.tensors, "errors": self.errors}
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> Basis:
+        """The inverse of :meth:`named`."""
+        return cls({k: v for k, v in named.items() if k != "errors"}, named["errors"])
+
 
 @dataclass(frozen=True)
 class Method:
@@ -52,5 +63,5 @@ class Method:
 
     def maps_on(self, place: torch.device, basis: Basis, moments: Moments, width: int) -> Maps:
         """``maps``, worked out on ``place`` wherever basis and moments lie."""
-        here = Basis({k: v.to(place) for k, v in basis.tensors.items()}, basis.errors)
-        return self.maps(here, {k: v.to(place) for k, v in moments.items()}, width)
+        here = Basis(moved(basis.tensors, place), basis.errors)
+        return self.maps(here, moved(moments, place), width)

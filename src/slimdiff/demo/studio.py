@@ -20,7 +20,7 @@ from ..classes import takes_classes
 from ..compression import compress_, plan_of
 from ..denoiser import denoiser, refuse_slim
 from ..errors import SlimdiffError
-from ..fidelity import Pictures, picture_scores
+from ..fidelity import picture_scores
 from ..memory import OUT_OF_MEMORY
 from ..plan import Plan
 from ..recipe import copy_pipeline
@@ -186,5 +186,5 @@ class Studio:
 
 def _likeness(found: Drawing, whole: Drawing) -> dict[str, float]:
     """PSNR and SSIM of a picture against the dense one."""
-    pair = Pictures(("",), whole.picture[None], found.picture[None])
-    return {name: values[0] for name, values in picture_scores(pair).items()}
+    scores = picture_scores(whole.picture[None], found.picture[None])
+    return {name: values[0] for name, values in scores.items()}
