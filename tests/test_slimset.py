@@ -264,7 +264,7 @@ def test_the_command_refuses_by_text(place, monkeypatch):
         command("--pool", "pool.txt", "--dataset", "x"), "Both --pool 'pool.txt' and --dataset"
     )
     refused(command("--pool", "lost.txt"), "No prompt file at 'lost.txt'")
-    refused(command("--pool", "pool.txt"), "--num-prompts is 64; expected 1 to 32, .*larger pool")
+    refused(command("--pool", "pool.txt"), "--num-prompts is 256; expected 1 to 32, .*larger pool")
     refused(command("--pool", "pool.txt", "--num-prompts", "0"), "--num-prompts is 0; expected 1")
     prompt_file(place / "few.txt", 5)
     refused(command("--pool", "few.txt", "--num-prompts", "2"), "has 5 prompts, but 8 are held")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=main.__doc__)
     parser.add_argument("--work", type=Path, help="folder for results (default: ~/.cache/...)")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see it work")
+    parser.add_argument("--seeds", type=int, default=0, help="the first so many only (0: all)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
     args = parser.parse_args(argv)
     if args.threads:
@@ -33,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise SlimdiffError("matplotlib is not installed; run pip install 'matplotlib>=3.10,<4'.")
     settings = QUICK if args.quick else FULL
+    if args.seeds:
+        settings = replace(settings, seeds=settings.seeds[: args.seeds])
     cache = Path.home() / ".cache" / "slimdiff" / "methods"
     work = args.work or (cache / "quick" if args.quick else cache / "full")
     bench = Bench(settings, work, FORMS)

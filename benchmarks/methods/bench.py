@@ -228,7 +228,9 @@ class Bench:
         if not path.exists():
             write_json(path, now)
         there = read_json(path, "benchmark's settings")
-        differ = [k for k in ("settings", "fingerprint") if there.get(k) != now[k]]
+        # Seeds stand beside each other: some may be measured first and others later.
+        sides = [{**d["settings"], "seeds": None, "model": d["fingerprint"]} for d in (there, now)]
+        differ = [name for name, value in sides[1].items() if sides[0].get(name) != value]
         if differ:
             raise SlimdiffError(
                 f"'{self.work}' holds results with other {', '.join(differ)}. Choose another "

@@ -16,13 +16,14 @@ FIRST = 1024
 
 
 def calibration_prompts(pool: Sequence[str], seed: int, count: int) -> list[IndexedPrompt]:
-    """``count`` prompts drawn by ``seed`` from what is not held out, numbered for calibration."""
+    """The first ``count`` of what is not held out, shuffled by ``seed``; fewer are among more."""
     rest, _ = split(pool, len(pool))
     if count > min(len(rest), FIRST):
         raise SlimdiffError(
             f"{count} calibration prompts asked, {min(len(rest), FIRST)} there. Ask for fewer."
         )
-    return list(enumerate(random.Random(seed).sample(rest, count), FIRST * seed))
+    shuffled = random.Random(seed).sample(rest, len(rest))
+    return list(enumerate(shuffled[:count], FIRST * seed))
 
 
 def held_out_prompts(pool: Sequence[str], count: int) -> list[IndexedPrompt]:

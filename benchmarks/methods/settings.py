@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slimdiff import Sampling
+from slimdiff.prompts import NUM_PROMPTS
 
 __all__ = ["FULL", "OURS", "QUICK", "Settings"]
 
@@ -27,8 +28,8 @@ class Settings:
 
     pools: tuple[float, ...] = (0.8, 0.6, 0.4)
     seeds: tuple[int, ...] = (0, 1, 2)
-    calibration: int = 64
-    held_out: int = 16
+    calibration: int = NUM_PROMPTS
+    held_out: int = 12
     steps: int = 20
     guidance: float = 2.0
     multiple: int = 1
@@ -36,7 +37,7 @@ class Settings:
     pictures: int = 128
     picture_pools: tuple[float, ...] = (0.6, 0.4)
     detail_pool: float = 0.6
-    rounds: int = 4
+    rounds: int = 1
     other_steps: tuple[int, ...] = (10, 20, 50)
     other_guidance: tuple[float, ...] = (1.0, 2.0, 5.0)
 
@@ -57,7 +58,6 @@ QUICK = Settings(
     seeds=(0,),
     calibration=4,
     held_out=2,
-    rounds=1,
     steps=2,
     pictures=8,
     picture_pools=(0.6,),

@@ -10,9 +10,19 @@ from typing import Any
 from .errors import SlimdiffError
 from .sampling import IndexedPrompt
 
-__all__ = ["HELD_OUT_FROM", "dataset_captions", "part_of", "read_prompts", "split"]
+__all__ = [
+    "HELD_OUT_FROM",
+    "NUM_PROMPTS",
+    "dataset_captions",
+    "part_of",
+    "read_prompts",
+    "split",
+]
 
 HELD_OUT_FROM = 1_000_000
+
+NUM_PROMPTS = 256
+"""Calibration prompts by default, after ``benchmarks.calibration``."""
 
 _HELD_OUT_SHARE = 10
 _HELD_OUT_LEAST = 8

@@ -35,7 +35,7 @@ from .placing import offload_device, place
 from .plan import Plan
 from .prices import price_lists
 from .profiling import timed_call
-from .prompts import split
+from .prompts import NUM_PROMPTS, split
 from .report import Report, compare
 from .sampling import Sampling
 from .statistics import Statistics
@@ -51,7 +51,7 @@ def slim(
     prompts: Sequence[str],
     budget: Budget,
     *,
-    num_prompts: int = 64,
+    num_prompts: int = NUM_PROMPTS,
     eval_prompts: Sequence[str] | None = None,
     sampling: Sampling | None = None,
     tokens: int | float | None = SHARE,

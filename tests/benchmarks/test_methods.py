@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -393,8 +394,12 @@ def test_peers_with_moments_keep_the_emoji_pool_to_one_per_cent(bench, peer):
 
 
 def test_a_folder_of_other_settings_is_refused(bench):
-    with pytest.raises(SlimdiffError, match="results with other settings. Choose another --work"):
-        Bench(FULL, bench.work)
+    with pytest.raises(SlimdiffError, match="results with other held_out. Choose another --work"):
+        Bench(replace(QUICK, held_out=3), bench.work)
+
+
+def test_seeds_may_be_added_to_a_folder(bench):
+    assert Bench(replace(QUICK, seeds=(0, 1)), bench.work).settings.seeds == (0, 1)
 
 
 def test_a_result_is_measured_once(tmp_path):

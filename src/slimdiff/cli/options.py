@@ -22,7 +22,7 @@ from ..errors import SlimdiffError
 from ..gathering import SAVE_EVERY
 from ..pipelines import open_pipeline, preset, resolve_device
 from ..policies import POLICIES
-from ..prompts import read_prompts
+from ..prompts import NUM_PROMPTS, read_prompts
 from ..sampling import Sampling
 from ..statistics import Statistics
 from ..store import load
@@ -255,7 +255,7 @@ def prompt_options(command: Command) -> Command:
         click.option(
             "--num-prompts",
             type=click.IntRange(1),
-            default=64,
+            default=NUM_PROMPTS,
             show_default=True,
             help="Calibration prompts.",
         ),

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..coverage import METHODS
 from ..errors import SlimdiffError
 from ..files import refuse_existing, write_text
-from ..prompts import dataset_captions
+from ..prompts import NUM_PROMPTS, dataset_captions
 from ..prompts import split as split_pool
 from ..slimset import Selection, candidates, select_prompts
 from .display import out, say
@@ -23,7 +23,11 @@ __all__ = ["prompts"]
 @click.argument("model")
 @click.option("-o", "--output", type=PATH, required=True, help="File to write, one prompt a line.")
 @click.option(
-    "--num-prompts", type=int, default=64, show_default=True, help="How many prompts to choose."
+    "--num-prompts",
+    type=int,
+    default=NUM_PROMPTS,
+    show_default=True,
+    help="How many prompts to choose.",
 )
 @click.option("--pool", type=PATH, help="Text file to choose from. Default: as for slim.")
 @click.option("--dataset", metavar="NAME", help="Choose from captions on the hub instead.")
@@ -73,7 +77,7 @@ def prompts(
     lines of the file are the choice of fewer. Slim with both: slim --prompts set.txt
     --eval-prompts held-out.txt.
 
-    Example: slimdiff prompts emoji --num-prompts 64 -o set.txt --held-out held-out.txt
+    Example: slimdiff prompts emoji --num-prompts 256 -o set.txt --held-out held-out.txt
     """
     for path in filter(None, (output, held_out)):
         refuse_existing(path, force)

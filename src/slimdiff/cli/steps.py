@@ -81,7 +81,7 @@ def calibrate(
     A calibration that was interrupted goes on where it stopped. Under torchrun or accelerate
     launch the processes share the prompts out.
 
-    Example: slimdiff calibrate emoji --num-prompts 64 -o emoji-statistics
+    Example: slimdiff calibrate emoji --num-prompts 256 -o emoji-statistics
     """
     refuse_existing(output, force or _begun(output) or (resume and Statistics.exists(output)))
     held_out = read_prompts(eval_prompts) if eval_prompts else None
