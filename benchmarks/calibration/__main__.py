@@ -30,6 +30,13 @@ _VARIED = {
     "weights": "weights",
     "rounds": "rounds",
 }
+_TITLES = {
+    "prompts": "How many prompts",
+    "choice": "Which prompts",
+    "steps": "How many steps",
+    "weights": "Which timestep weights",
+    "rounds": "How many rounds of error feedback",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,27 +64,39 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{variant.name}: {found['noise_rel_mse']:.3e}", flush=True)
     provenance = {**bench.provenance, "ranges": asdict(ranges)}
     write_json(work / "results.json", {"provenance": provenance, "answers": answers})
-    write_text(work / "table.md", markdown(answers, ranges.prompts))
+    write_text(work / "table.md", markdown(answers, provenance))
     print(f"Results in {work}")
 
 
-def markdown(answers: Answers, default: int) -> str:
-    """One table a question: mean error over the seeds, and its ratio to the default's."""
-    base = _mean([r for r in answers["prompts"] if r["prompts"] == default])
-    lines: list[str] = []
+def markdown(answers: Answers, origin: dict[str, Any]) -> str:
+    """One table a question: error over the seeds, and its ratio to the plain calibration's."""
+    plain, settings, versions = origin["ranges"], origin["settings"], origin["versions"]
+    told = f"{plain['prompts']} random prompts, {plain['steps']} steps, uniform weights, no rounds"
+    base = _errors([r for r in answers["prompts"] if r["prompts"] == plain["prompts"]])
+    lines = [
+        "# What calibration must look like",
+        "",
+        f"Embedded pipeline `{origin['model']}`, pool {plain['pool']:g}, "
+        f"{settings['held_out']} held-out prompts, guidance {settings['guidance']:g}, seeds "
+        f"{', '.join(map(str, plain['seeds']))}; {origin['device']}, torch {versions['torch']}, "
+        f"diffusers {versions['diffusers']}. One thing at a time is changed of {told}. Errors are "
+        "relative squared errors of the denoiser's output, mean over the seeds (least to "
+        "greatest); the last column is the ratio of the means to the plain calibration's.",
+    ]
     for question, results in answers.items():
-        lines += ["", f"## {question}", "", f"| {question} | prompts | error | to the default |"]
-        lines.append("|---|---|---|---|")
+        lines += ["", f"## {_TITLES[question]}", ""]
+        lines += [f"| {question} | prompts | error | to plain |", "|---|---|---|---|"]
         rows = dict.fromkeys((r[_VARIED[question]], r["prompts"]) for r in results)
         for value, count in rows:
             same = [r for r in results if (r[_VARIED[question]], r["prompts"]) == (value, count)]
-            mean = _mean(same)
-            lines.append(f"| {value} | {count} | {mean:.2e} | x{mean / base:.3f} |")
-    return "\n".join(lines).lstrip() + "\n"
+            found = _errors(same)
+            spread = f"{fmean(found):.2e} ({min(found):.2e} to {max(found):.2e})"
+            lines.append(f"| {value} | {count} | {spread} | x{fmean(found) / fmean(base):.3f} |")
+    return "\n".join(lines) + "\n"
 
 
-def _mean(results: list[dict[str, Any]]) -> float:
-    return fmean(result["noise_rel_mse"] for result in results)
+def _errors(results: list[dict[str, Any]]) -> list[float]:
+    return [result["noise_rel_mse"] for result in results]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Ranges:
-    """What is varied. ``prompts`` and ``steps`` are the default's, the rest is tried beside it."""
+    """What is varied: one thing at a time of ``prompts`` and ``steps``, the plain calibration.
+
+    The plain one has fewer prompts than the default, so that a question is answered in minutes.
+    """
 
     prompts: int = 64
     steps: int = 20
@@ -47,7 +50,7 @@ QUICK = Ranges(4, 2, (0,), (2, 4), (2,), ("facility",), (4,), ("uniform", "log")
 
 
 def variants(ranges: Ranges) -> dict[str, list[Variant]]:
-    """Question -> the variants that answer it, for every seed; the default is among each."""
+    """Question -> the variants that answer it, for every seed; the plain one is among each."""
     n, steps, seeds = ranges.prompts, ranges.steps, ranges.seeds
     picked = [("random", c) for c in ranges.picked_counts]
     picked += [(pick, c) for pick in ranges.picks for c in ranges.picked_counts]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from slimdiff.errors import SlimdiffError
-from slimdiff.files import write_json, write_text
+from slimdiff.files import read_json, write_json, write_text
 
 from .ablation import FORMS, ablation_cells
 from .bench import Bench
-from .cells import Results, better_policy, equal_rank_cells, main_cells, run
+from .cells import better_policy, equal_rank_cells, main_cells, run, take_known
 from .pictures import picture_scores
 from .robustness import robustness
 from .settings import FULL, QUICK
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=main.__doc__)
     parser.add_argument("--work", type=Path, help="folder for results (default: ~/.cache/...)")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see it work")
+    parser.add_argument("--known", type=Path, help="a results.json whose cells need no measuring")
     parser.add_argument("--seeds", type=int, default=0, help="the first so many only (0: all)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
     args = parser.parse_args(argv)
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     cache = Path.home() / ".cache" / "slimdiff" / "methods"
     work = args.work or (cache / "quick" if args.quick else cache / "full")
     bench = Bench(settings, work, FORMS)
+    if args.known:
+        take_known(bench, read_json(args.known, "benchmark result"))
     found = measure(bench)
     write_json(work / "results.json", found)
     write_text(work / "table.md", markdown(found, settings))
@@ -66,9 +69,7 @@ def measure(bench: Bench) -> Findings:
 def _ablation(bench: Bench, policy: str) -> list[dict[str, Any]]:
     steps = []
     for label, cells in ablation_cells(bench.settings, policy):
-        found: Results = run(bench, cells)
-        errors = [result["noise_rel_mse"] for result in found.values()]
-        steps.append({"label": label, "policy": cells[0].policy, "noise_rel_mse": errors})
+        steps.append({"label": label, "policy": cells[0].policy, "cells": run(bench, cells)})
     return steps
 
 

@@ -167,6 +167,12 @@ class Bench:
             found.save(path)
         return Plan.load(path)
 
+    def predicted(self, cell: Cell) -> float | None:
+        """The error that a plan foretells for the closed forms it was made for; else None."""
+        if cell.method in PEERS or cell.ranks or cell.rounds:
+            return None
+        return self.plan(cell).predicted_error
+
     def slim(self, cell: Cell) -> tuple[DiffusionPipeline, int]:
         """The slim pipeline of a cell, and the parameters its denoiser has or would have."""
         if cell.method in PEERS:
@@ -227,12 +233,20 @@ class Bench:
         path, now = self.work / "settings.json", self.provenance
         if not path.exists():
             write_json(path, now)
-        there = read_json(path, "benchmark's settings")
-        # Seeds stand beside each other: some may be measured first and others later.
-        sides = [{**d["settings"], "seeds": None, "model": d["fingerprint"]} for d in (there, now)]
-        differ = [name for name, value in sides[1].items() if sides[0].get(name) != value]
+        self.refuse_other(read_json(path, "benchmark's settings"), str(self.work))
+
+    def refuse_other(self, provenance: Mapping[str, Any], place: str) -> None:
+        """Raise SlimdiffError if results from ``place`` are of another model or other settings.
+
+        Seeds stand beside each other: some may be measured first and others later.
+        """
+        there, here = (
+            {**p["settings"], "seeds": None, "model": p["fingerprint"]}
+            for p in (provenance, self.provenance)
+        )
+        differ = [name for name, value in here.items() if there.get(name) != value]
         if differ:
             raise SlimdiffError(
-                f"'{self.work}' holds results with other {', '.join(differ)}. Choose another "
-                "--work, or remove this one."
+                f"'{place}' holds results with other {', '.join(differ)}. Choose another --work, "
+                "or remove this one."
             )

@@ -24,6 +24,7 @@ __all__ = [
     "mean_error",
     "once",
     "run",
+    "take_known",
     "values",
 ]
 
@@ -68,6 +69,18 @@ def run(bench: Bench, cells: Iterable[Cell]) -> Results:
     return results
 
 
+def take_known(bench: Bench, results: dict[str, Any]) -> None:
+    """Keep the cells of another run's ``results.json`` as if they had been measured here.
+
+    Raises SlimdiffError if that run was of another model or other settings.
+    """
+    bench.refuse_other(results["provenance"], "results.json")
+    steps = (step["cells"] for step in results["ablation"])
+    for cells in (results["cells"], results["equal_ranks"], *steps):
+        for name, found in cells.items():
+            once(bench.work / "cells" / f"{name}.json", lambda found=found: found)
+
+
 def once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What the file says, measured and written first if there is none."""
     if not path.exists():
@@ -98,6 +111,7 @@ def _measure(bench: Bench, cell: Cell) -> dict[str, Any]:
         **asdict(cell),
         "row": cell.row,
         **asdict(errors(pipe, bench.reference)),
+        "predicted": bench.predicted(cell),
         "parameters": parameters,
         "pool_kept": bench.pool_kept(parameters),
         "slim_seconds": round(made - begin, 2),

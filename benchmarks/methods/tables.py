@@ -38,6 +38,7 @@ def markdown(found: Findings, settings: Settings) -> str:
             "Relative squared error of the final latents", found, settings, "latent_rel_mse"
         ),
         *_kept_table(found["cells"], settings),
+        *_predicted(found["cells"], settings),
         *_equal_ranks(found, settings),
         *_ablation(found["ablation"], settings),
         *_pictures(found["pictures"], settings),
@@ -107,6 +108,18 @@ def _kept_table(results: Results, settings: Settings) -> list[str]:
     return _table("Share of the pool kept", header, lines)
 
 
+def _predicted(results: Results, settings: Settings) -> list[str]:
+    lines = []
+    for pool in settings.pools:
+        predicted = values(results, _OURS, pool, "predicted")
+        achieved = values(results, _OURS, pool, "noise_rel_mse")
+        ratios = [a / p for p, a in zip(predicted, achieved, strict=True)]
+        spread = f"{fmean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        lines.append([f"{pool:g}", _spread(predicted), _spread(achieved), spread])
+    header = ["pool", "predicted", "achieved on held-out prompts", "achieved / predicted"]
+    return _table("What our plans foretell", header, lines)
+
+
 def _equal_ranks(found: Findings, settings: Settings) -> list[str]:
     results: Results = found["cells"] | found["equal_ranks"]
     row = f"paper {OURS[1]} of {OURS[0]}"
@@ -122,9 +135,10 @@ def _equal_ranks(found: Findings, settings: Settings) -> list[str]:
 def _ablation(steps: Sequence[dict[str, Any]], settings: Settings) -> list[str]:
     lines, before = [], None
     for step in steps:
-        mean = fmean(step["noise_rel_mse"])
+        errors = [result["noise_rel_mse"] for result in step["cells"].values()]
+        mean = fmean(errors)
         change = "" if before is None else _ratio(before, mean)
-        lines.append([step["label"], _spread(step["noise_rel_mse"]), change])
+        lines.append([step["label"], _spread(errors), change])
         before = mean
     title = f"From the paper's method ({steps[0]['policy']} ranks) to ours, pool "
     header = ["step", "error of the denoiser's output", "less by"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmarks.methods.ablation import FORMS, STEPS, ablation_cells, paper_span
 from benchmarks.methods.bench import Bench, Cell
-from benchmarks.methods.cells import better_policy, equal_rank_cells, main_cells, once
+from benchmarks.methods.cells import better_policy, equal_rank_cells, main_cells, once, take_known
 from benchmarks.methods.grid import method_grid
 from benchmarks.methods.measure import errors, record
 from benchmarks.methods.peers import PEERS, magnitude, obs, svd
@@ -402,6 +402,22 @@ def test_seeds_may_be_added_to_a_folder(bench):
     assert Bench(replace(QUICK, seeds=(0, 1)), bench.work).settings.seeds == (0, 1)
 
 
+def test_known_cells_are_taken_and_those_of_other_settings_refused(bench):
+    known = {
+        "provenance": bench.provenance,
+        "cells": {"first": {"noise_rel_mse": 1.0}},
+        "equal_ranks": {"second": {"noise_rel_mse": 2.0}},
+        "ablation": [{"label": "paper", "cells": {"third": {"noise_rel_mse": 3.0}}}],
+    }
+    take_known(bench, known)
+    for name, error in (("first", 1.0), ("second", 2.0), ("third", 3.0)):
+        kept = once(bench.work / "cells" / f"{name}.json", lambda: {})
+        assert kept == {"noise_rel_mse": error}
+    known["provenance"] = {**bench.provenance, "fingerprint": "0"}
+    with pytest.raises(SlimdiffError, match="'results.json' holds results with other model"):
+        take_known(bench, known)
+
+
 def test_a_result_is_measured_once(tmp_path):
     runs = []
 
@@ -451,6 +467,7 @@ def test_tables_hold_every_method_and_every_step():
             "noise_rel_mse": 1e-3 * (1 + cell.seed),
             "latent_rel_mse": 1e-2,
             "pool_kept": cell.pool,
+            "predicted": 8e-4,
         }
     equal = {
         c.name: {**vars(c), "row": c.row, "noise_rel_mse": 4e-3} for c in equal_rank_cells(FULL)
@@ -468,7 +485,11 @@ def test_tables_hold_every_method_and_every_step():
             "cells": results,
             "equal_ranks": equal,
             "ablation": [
-                {"label": label, "policy": "ara", "noise_rel_mse": [1e-3 / (i + 1)]}
+                {
+                    "label": label,
+                    "policy": "ara",
+                    "cells": {"a": {"noise_rel_mse": 1e-3 / (i + 1)}},
+                }
                 for i, (label, _) in enumerate(ablation_cells(FULL, "ara"))
             ],
             "pictures": {"0.6": {"dense": scores, "ours": scores | {"r_at_1_to_dense": None}}},
@@ -480,3 +501,4 @@ def test_tables_hold_every_method_and_every_step():
         assert word in text
     assert "2.00e-03 (1.00e-03 to 3.00e-03) x1 |" in text
     assert "| x2 |" in text
+    assert "| 2.50 (1.25 to 3.75) |" in text  # achieved to predicted
