@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,7 @@ from slimdiff.errors import SlimdiffError
 from slimdiff.files import write_json, write_text
 
 from .study import measure
-from .variants import FULL, QUICK, variants
+from .variants import FULL, QUICK, Variant, variants
 
 Answers = dict[str, list[dict[str, Any]]]
 """Question -> the results that answer it."""
@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     cache = Path.home() / ".cache" / "slimdiff" / "calibration"
     work = args.work or (cache / "quick" if args.quick else cache / "full")
     ranges = QUICK if args.quick else FULL
-    bench = Bench(METHODS_QUICK if args.quick else METHODS_FULL, work)
+    settings = METHODS_QUICK if args.quick else METHODS_FULL
+    bench = Bench(replace(settings, held_out=ranges.held_out), work)
     answers: Answers = {}
     for question, asked in variants(ranges).items():
         answers[question] = []
@@ -72,27 +73,38 @@ def markdown(answers: Answers, origin: dict[str, Any]) -> str:
     """One table a question: error over the seeds, and its ratio to the plain calibration's."""
     plain, settings, versions = origin["ranges"], origin["settings"], origin["versions"]
     told = f"{plain['prompts']} random prompts, {plain['steps']} steps, uniform weights, no rounds"
-    base = _errors([r for r in answers["prompts"] if r["prompts"] == plain["prompts"]])
     lines = [
         "# What calibration must look like",
         "",
         f"Embedded pipeline `{origin['model']}`, pool {plain['pool']:g}, "
-        f"{settings['held_out']} held-out prompts, guidance {settings['guidance']:g}, seeds "
-        f"{', '.join(map(str, plain['seeds']))}; {origin['device']}, torch {versions['torch']}, "
-        f"diffusers {versions['diffusers']}. One thing at a time is changed of {told}. Errors are "
-        "relative squared errors of the denoiser's output, mean over the seeds (least to "
-        "greatest); the last column is the ratio of the means to the plain calibration's.",
+        f"{settings['held_out']} held-out prompts, guidance {settings['guidance']:g}; "
+        f"{origin['device']}, torch {versions['torch']}, diffusers {versions['diffusers']}. One "
+        f"thing at a time is changed of {told}. Errors are relative squared errors of the "
+        "denoiser's output, mean over the seeds (least to greatest), "
+        f"{len(plain['seeds'])} of them where the prompts change, {len(plain['same_prompts'])} "
+        "where they stay the same; the last column is the ratio to the plain calibration of the "
+        "same seeds.",
     ]
     for question, results in answers.items():
         lines += ["", f"## {_TITLES[question]}", ""]
         lines += [f"| {question} | prompts | error | to plain |", "|---|---|---|---|"]
+        plain_ones = [r for r in results if _is_plain(r, plain)]
+        base = fmean(_errors(plain_ones))
         rows = dict.fromkeys((r[_VARIED[question]], r["prompts"]) for r in results)
         for value, count in rows:
             same = [r for r in results if (r[_VARIED[question]], r["prompts"]) == (value, count)]
             found = _errors(same)
-            spread = f"{fmean(found):.2e} ({min(found):.2e} to {max(found):.2e})"
-            lines.append(f"| {value} | {count} | {spread} | x{fmean(found) / fmean(base):.3f} |")
+            spread = f"{fmean(found):.2e}"
+            if len(found) > 1:
+                spread += f" ({min(found):.2e} to {max(found):.2e})"
+            lines.append(f"| {value} | {count} | {spread} | x{fmean(found) / base:.3f} |")
     return "\n".join(lines) + "\n"
+
+
+def _is_plain(result: dict[str, Any], plain: dict[str, Any]) -> bool:
+    """Whether a result is the plain calibration's: nothing about it was changed."""
+    variant = Variant(plain["prompts"], plain["steps"], result["seed"])
+    return asdict(variant).items() <= result.items()
 
 
 def _errors(results: list[dict[str, Any]]) -> list[float]:

@@ -31,33 +31,38 @@ class Ranges:
     """What is varied: one thing at a time of ``prompts`` and ``steps``, the plain calibration.
 
     The plain one has fewer prompts than the default, so that a question is answered in minutes.
+    ``same_prompts`` are the seeds of the questions whose variants see the same prompts and noise:
+    their answers depend less on the seed.
     """
 
     prompts: int = 64
     steps: int = 20
     seeds: tuple[int, ...] = (0, 1)
+    same_prompts: tuple[int, ...] = (0,)
     counts: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)
     other_steps: tuple[int, ...] = (5, 10, 20, 50)
     picks: tuple[str, ...] = ("facility", "k-center")
     picked_counts: tuple[int, ...] = (8, 64)
     weights: tuple[str, ...] = WEIGHTS
     rounds: tuple[int, ...] = (0, 1, 4)
+    held_out: int = 16
     pool: float = 0.6
 
 
 FULL = Ranges()
-QUICK = Ranges(4, 2, (0,), (2, 4), (2,), ("facility",), (4,), ("uniform", "log"), (0, 1))
+QUICK = Ranges(4, 2, (0,), (0,), (2, 4), (2,), ("facility",), (4,), ("uniform", "log"), (0, 1), 2)
 
 
 def variants(ranges: Ranges) -> dict[str, list[Variant]]:
-    """Question -> the variants that answer it, for every seed; the plain one is among each."""
-    n, steps, seeds = ranges.prompts, ranges.steps, ranges.seeds
+    """Question -> the variants that answer it, for its seeds; the plain one is among each."""
+    n, steps = ranges.prompts, ranges.steps
+    seeds, paired = ranges.seeds, ranges.same_prompts
     picked = [("random", c) for c in ranges.picked_counts]
     picked += [(pick, c) for pick in ranges.picks for c in ranges.picked_counts]
     return {
         "prompts": [Variant(c, steps, s) for c in ranges.counts for s in seeds],
         "choice": [Variant(c, steps, s, pick) for pick, c in picked for s in seeds],
-        "steps": [Variant(n, k, s) for k in ranges.other_steps for s in seeds],
-        "weights": [Variant(n, steps, s, weights=w) for w in ranges.weights for s in seeds],
-        "rounds": [Variant(n, steps, s, rounds=r) for r in ranges.rounds for s in seeds],
+        "steps": [Variant(n, k, s) for k in ranges.other_steps for s in paired],
+        "weights": [Variant(n, steps, s, weights=w) for w in ranges.weights for s in paired],
+        "rounds": [Variant(n, steps, s, rounds=r) for r in ranges.rounds for s in paired],
     }

@@ -18,7 +18,7 @@ def test_the_plain_calibration_is_among_every_questions_variants():
 
 def test_tables_give_ratios_to_the_plain_calibration():
     results = [
-        {"prompts": n, "steps": 2, "seed": s, "pick": "random", "noise_rel_mse": e}
+        {**asdict(Variant(n, 2, s)), "noise_rel_mse": e}
         for n, s, e in ((2, 0, 4e-3), (2, 1, 2e-3), (4, 0, 1.5e-3), (4, 1, 0.5e-3))
     ]
     origin = {
