@@ -19,6 +19,7 @@ from tiny import prompt_file, tiny_folder, tiny_pipeline
 
 import slimdiff
 from slimdiff import calibration, gathering
+from slimdiff.files import new_folder
 from slimdiff.locking import exclusive
 from slimdiff.memory import halving
 from slimdiff.sampling import batches, sample_latents
@@ -102,6 +103,19 @@ def test_the_command_resumes_after_a_kill_before_the_first_save(place):
     assert result.returncode == 0, result.stderr
     assert Statistics.load(folder).complete
     assert {p.name for p in folder.iterdir()} == {"statistics.json", *checksums(folder)}
+
+
+def test_the_next_try_removes_what_a_killed_one_left_and_nothing_that_is_held(tmp_path):
+    for name in (".out.dead.partial", ".out.held.partial", ".other.dead.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"torn")
+    with FileLock(tmp_path / ".out.held.lock"), new_folder(tmp_path / "out") as work:
+        (work / "report.json").write_text("{}")
+        names = {path.name for path in tmp_path.iterdir()}
+    assert ".out.dead.partial" not in names
+    assert {".out.held.partial", ".other.dead.partial", work.name} <= names
+    left = {path.name for path in tmp_path.iterdir()} - {".out.held.lock"}
+    assert left == {"out", ".out.held.partial", ".other.dead.partial"}
 
 
 def test_a_complete_calibration_is_taken_with_resume_and_refused_without(place):

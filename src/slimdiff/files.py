@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,6 +40,7 @@ __all__ = [
 LEFTOVER = ".slimdiff"
 """Temporary names start so: what a killed process leaves behind is never taken for a result."""
 
+_PARTIAL = ".partial"
 _MOST_JSON = 256 * 2**20
 
 
@@ -81,11 +85,19 @@ _MARKERS = (
 def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its name when the block succeeds.
 
-    On any failure, Ctrl-C included, nothing is left and what was there before is untouched.
+    On any failure, Ctrl-C included, nothing is left and what was there before is untouched. What
+    a killed process left of an earlier try goes first.
     """
     refuse_existing(target, force)
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    _remove_abandoned(target)
+    work = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+    with _held(work):
+        yield from _filled(work, target)
+
+
+def _filled(work: Path, target: Path) -> Iterator[Path]:
+    work.mkdir(0o700)
     try:
         yield work
         work.chmod(0o777 & ~_umask())
@@ -102,6 +114,26 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             os.rename(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _held(work: Path) -> Iterator[None]:
+    """Hold the lock of a temporary folder; it goes with the process, also if it is killed."""
+    path = work.with_suffix(".lock")
+    lock = FileLock(path, timeout=0)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Take away temporary folders of ``target`` that no living process holds."""
+    for work in target.parent.glob(f".{escape(target.name)}.*{_PARTIAL}"):
+        with suppress(Timeout), _held(work):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
