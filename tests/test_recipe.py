@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import tiny_pipeline
 
 import slimdiff
+from slimdiff import Sampling, SlimdiffError
 from slimdiff.decomposition import Basis, Method
 from slimdiff.denoiser import denoiser, fingerprint
 from slimdiff.recipe import copy_pipeline
@@ -202,3 +205,27 @@ def test_maps_are_worked_out_in_one_place_wherever_bases_and_sums_lie():
     basis = Basis({"order": torch.ones(2)}, torch.ones(3))
     method.maps_on(torch.device("meta"), basis, {"augmented": torch.ones(3, 3)}, 1)
     assert [tensor.device.type for tensor in seen] == ["meta", "meta"]
+
+
+def test_calibration_takes_ten_steps_at_most_unless_told_and_comparing_takes_all(pipe):
+    assert [Sampling(steps=n).calibrating.steps for n in (4, 10, 50)] == [4, 10, 10]
+    assert Sampling(steps=50, calibration_steps=30).calibrating.steps == 30
+    assert Sampling(steps=50).calibrating.calibrating == Sampling(steps=50).calibrating
+    with pytest.raises(SlimdiffError, match="calibration_steps is 0; expected 1 or more"):
+        Sampling(calibration_steps=0)
+
+
+def test_statistics_of_fewer_steps_are_what_drawing_in_fewer_steps_gives(pipe, tmp_path):
+    few, many = (replace(SAMPLING, steps=n, calibration_steps=2) for n in (2, 5))
+    stats = slimdiff.calibrate(pipe, PROMPTS[:4], sampling=many, folder=tmp_path)
+    drawn = slimdiff.calibrate(pipe, PROMPTS[:4], sampling=SAMPLING)
+    for site, sums in drawn.sums.items():
+        for name, moment in sums.items():
+            assert torch.equal(stats.sums[site][name], moment), (site, name)
+    assert stats.header.gains == drawn.header.gains
+    assert stats.header.sampling.steps == 5
+    again = slimdiff.calibrate(pipe, PROMPTS[:4], sampling=few, folder=tmp_path)
+    assert again.header.seconds == stats.header.seconds  # taken, not gathered anew
+    plan = slimdiff.allocate(stats, slimdiff.Budget(pool=0.8), multiple=2)
+    assert plan.calibration["steps"] == 2
+    assert plan.calibration["sampling"]["steps"] == 5

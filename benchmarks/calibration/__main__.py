@@ -27,6 +27,7 @@ _VARIED = {
     "prompts": "prompts",
     "choice": "pick",
     "steps": "steps",
+    "split": "steps",
     "weights": "weights",
     "rounds": "rounds",
 }
@@ -34,6 +35,7 @@ _TITLES = {
     "prompts": "How many prompts",
     "choice": "Which prompts",
     "steps": "How many steps",
+    "split": "The same sampling spent on prompts or on steps",
     "weights": "Which timestep weights",
     "rounds": "How many rounds of error feedback",
 }

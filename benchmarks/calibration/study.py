@@ -91,7 +91,7 @@ def _summed(bench: Bench, variant: Variant, texts: Sequence[str], at: int) -> St
 
 
 def _sampling(bench: Bench, variant: Variant) -> Sampling:
-    return replace(bench.sampling, steps=variant.steps)
+    return replace(bench.sampling, calibration_steps=variant.steps)
 
 
 def _folder(bench: Bench, label: str) -> Path:

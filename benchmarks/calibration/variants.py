@@ -32,7 +32,8 @@ class Ranges:
 
     The plain one has fewer prompts than the default, so that a question is answered in minutes.
     ``same_prompts`` are the seeds of the questions whose variants see the same prompts and noise:
-    their answers depend less on the seed.
+    their answers depend less on the seed. ``splits`` are pairs of prompts and steps, in groups of
+    equal sampling.
     """
 
     prompts: int = 64
@@ -44,13 +45,31 @@ class Ranges:
     picks: tuple[str, ...] = ("facility", "k-center")
     picked_counts: tuple[int, ...] = (8, 64)
     weights: tuple[str, ...] = WEIGHTS
-    rounds: tuple[int, ...] = (0, 1, 4)
+    rounds: tuple[int, ...] = (0, 1, 2)
+    splits: tuple[tuple[int, int], ...] = (
+        *((64, 20), (256, 5)),
+        *((128, 20), (256, 10), (512, 5)),
+        *((256, 20), (512, 20)),
+    )
     held_out: int = 16
     pool: float = 0.6
 
 
 FULL = Ranges()
-QUICK = Ranges(4, 2, (0,), (0,), (2, 4), (2,), ("facility",), (4,), ("uniform", "log"), (0, 1), 2)
+QUICK = Ranges(
+    4,
+    2,
+    (0,),
+    (0,),
+    (2, 4),
+    (2,),
+    ("facility",),
+    (4,),
+    ("uniform", "log"),
+    (0, 1),
+    ((4, 2), (8, 1)),
+    2,
+)
 
 
 def variants(ranges: Ranges) -> dict[str, list[Variant]]:
@@ -63,6 +82,7 @@ def variants(ranges: Ranges) -> dict[str, list[Variant]]:
         "prompts": [Variant(c, steps, s) for c in ranges.counts for s in seeds],
         "choice": [Variant(c, steps, s, pick) for pick, c in picked for s in seeds],
         "steps": [Variant(n, k, s) for k in ranges.other_steps for s in paired],
+        "split": [Variant(c, k, s) for c, k in ranges.splits for s in paired],
         "weights": [Variant(n, steps, s, weights=w) for w in ranges.weights for s in paired],
         "rounds": [Variant(n, steps, s, rounds=r) for r in ranges.rounds for s in paired],
     }

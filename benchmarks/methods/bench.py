@@ -148,7 +148,7 @@ class Bench:
             path = self.work / "moments" / f"{peer}-{seed}.safetensors"
             if not path.exists():
                 prompts = self.calibration(seed)
-                found = gather(self.dense, self.sites, prompts, self.sampling)
+                found = gather(self.dense, self.sites, prompts, self.sampling.calibrating)
                 write_tensors(path, found)
             self._moments[peer, seed] = load_file(path)
         return self._moments[peer, seed]

@@ -283,5 +283,6 @@ def _provenance(stats: Statistics) -> dict[str, object]:
         "tokens": header.tokens.tokens,
         "timestep_weights": header.timestep_weights,
         "sampling": header.sampling.to_dict(),
+        "steps": header.sampling.calibrating.steps,
         "versions": dict(header.versions),
     }

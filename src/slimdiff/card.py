@@ -74,7 +74,7 @@ def _text(source: str, plan: Plan, summary: str) -> str:
         "",
         f"Asked: {budget}, policy {plan.policy}, method {plan.method}, widths in multiples of "
         f"{plan.multiple}. Calibrated on {calibration.get('prompts', '?')} prompts, "
-        f"{sampling.get('steps', '?')} steps, guidance "
+        f"{calibration.get('steps', '?')} steps, guidance "
         f"{sampling.get('guidance') or 'default'}, seed {sampling.get('seed', '?')}, dtype "
         f"{calibration.get('dtype', '?')}, on {calibration.get('device') or 'an unnamed device'}. "
         f"Dense weights: {plan.model_hash[:16]}. All widths: `slimdiff_plan.json`.",

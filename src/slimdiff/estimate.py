@@ -66,7 +66,7 @@ def estimate(
         capture_calls(pipe, batch, probe, 1)
         step = (time.perf_counter() - begin) / _PROBE_STEPS
     batches = -(-count // len(batch))
-    seconds = step * sampling.steps * batches
+    seconds = step * sampling.calibrating.steps * batches
     widest = max((s.heads * s.width for s in free_sites(sites)), default=0)
     # Decomposing the widest site holds about four float64 copies of its moment.
     peak = peak_mib(pipe.device) + moments + 4 * widest**2 * 8 / 2**20

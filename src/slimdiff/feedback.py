@@ -126,13 +126,14 @@ def _gather(
 ) -> None:
     """Sum the readers' moments over the calibration prompts."""
     header = stats.header
+    sampling = header.sampling.calibrating
     with (
         _watching(denoiser(dense), denoiser(slim), readers, stats, weights),
         shadowing(denoiser(dense), denoiser(slim), lambda ours, theirs: None),
         tqdm(total=len(header.prompts), desc=title, unit="prompt", disable=None) as bar,
     ):
-        for batch in batches(header.prompts, header.sampling.batch_size):
-            sample_latents(dense, batch, header.sampling)
+        for batch in batches(header.prompts, sampling.batch_size):
+            sample_latents(dense, batch, sampling)
             bar.update(len(batch))
 
 

@@ -140,7 +140,7 @@ def _stretches(sites: Sequence[Site], count: int) -> list[list[Site]]:
 def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
     """Dense calls to measure gains on, at a few timesteps of one batch of ``gain_prompts``."""
     extent = _extent(header)
-    sampling = replace(header.sampling, steps=extent.run)
+    sampling = replace(header.sampling.calibrating, steps=extent.run)
     return capture_calls(pipe, gain_prompts(header), sampling, extent.steps)
 
 
@@ -179,7 +179,7 @@ def _extent(header: Header) -> _Extent:
     Small models get a pass a site however little was sampled.
     """
     sites = max(1, len(free_sites(header.sites)))
-    all_steps = header.sampling.steps
+    all_steps = header.sampling.calibrating.steps
     sampled, steps = len(header.prompts) * all_steps, min(_STEPS, all_steps)
     if header.source.parameters <= _LARGE:
         prompts = max(1, min(MOST_PROMPTS, sampled // (sites * steps)))

@@ -110,7 +110,7 @@ def _summed(
         tqdm(total=len(todo), desc="calibrate", unit="prompt", disable=None) as bar,
     ):
         for batch in batches(todo, header.sampling.batch_size):
-            sample_latents(pipe, batch, header.sampling)
+            sample_latents(pipe, batch, header.sampling.calibrating)
             tally.complete()
             bar.update(len(batch))
             now = time.perf_counter()

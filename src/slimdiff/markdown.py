@@ -74,8 +74,9 @@ def _circumstances(report: Report) -> list[str]:
         f"{s.guidance if s.guidance is not None else 'default'}, batch {s.batch_size}, seed "
         f"{s.seed}, on {report.device}. Multiply-adds leave out norms, activations, softmax.",
         "",
-        f"Calibrated on {calibration.get('prompts')} prompts in {calibration.get('seconds')} s, "
-        f"peak memory {calibration.get('peak_mib')} MiB, on {calibration.get('device')}.",
+        f"Calibrated on {calibration.get('prompts')} prompts x {calibration.get('steps')} steps "
+        f"in {calibration.get('seconds')} s, peak memory {calibration.get('peak_mib')} MiB, on "
+        f"{calibration.get('device')}.",
         "",
         "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
     ]

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,10 @@ from .classes import class_labels, takes_classes
 from .denoiser import denoiser
 from .errors import SlimdiffError
 
-__all__ = ["Sampling", "batches", "draw", "sample_latents"]
+__all__ = ["CALIBRATION_STEPS", "Sampling", "batches", "draw", "sample_latents"]
+
+CALIBRATION_STEPS = 10
+"""Most steps a prompt that calibration takes by default, after ``benchmarks.calibration``."""
 
 IndexedPrompt = tuple[int, str]
 
@@ -29,6 +32,8 @@ class Sampling:
 
     Prompt number i is drawn with seed ``seed + i`` from a CPU generator, so the same prompt gives
     the same noise in any batch, process or device. Sizes are pixels; ``num_frames`` is for videos.
+    ``calibration_steps`` is how many steps a prompt calibration takes, by default ``steps`` but 10
+    at most: other prompts teach it more than more steps of the same ones.
     """
 
     steps: int = 20
@@ -39,11 +44,12 @@ class Sampling:
     batch_size: int = 8
     seed: int = 0
     num_frames: int | None = None
+    calibration_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise SlimdiffError(f"Guidance is {self.guidance}; expected a finite number.")
-        for name in ("steps", "batch_size", "num_frames"):
+        for name in ("steps", "batch_size", "num_frames", "calibration_steps"):
             if (getattr(self, name) or 0) < 1 and getattr(self, name) is not None:
                 raise SlimdiffError(f"{name} is {getattr(self, name)}; expected 1 or more.")
         if (self.height is None) != (self.width is None):
@@ -72,6 +78,12 @@ class Sampling:
         }
         accepted = inspect.signature(pipe.__call__).parameters  # pyright: ignore
         return {k: v for k, v in wanted.items() if v is not None and k in accepted}
+
+    @property
+    def calibrating(self) -> Sampling:
+        """How calibration draws the same pictures: in its own number of steps."""
+        steps = self.calibration_steps or min(self.steps, CALIBRATION_STEPS)
+        return replace(self, steps=steps, calibration_steps=steps)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -100,7 +100,7 @@ class Header:
         kept = ("tokens", "sites", "timestep_weights", "format")
         return {
             "model": replace(self.source, name=""),
-            "sampling": replace(self.sampling, batch_size=1),
+            "sampling": replace(self.sampling.calibrating, batch_size=1),
             **{name: getattr(self, name) for name in kept},
         }
 
@@ -132,7 +132,7 @@ class Statistics:
         return (
             f"Statistics of {h.source.name} ({h.source.denoiser}, "
             f"{h.source.parameters / 1e6:.1f} M parameters, {h.source.dtype}): "
-            f"{h.done} of {len(h.prompts)} prompts x {h.sampling.steps} steps, "
+            f"{h.done} of {len(h.prompts)} prompts x {h.sampling.calibrating.steps} steps, "
             f"{len(free_sites(h.sites))} sites, {state}; took {h.seconds:.0f} s"
             f"{phases}, peak memory {h.peak_mib:.0f} MiB"
         )

@@ -49,7 +49,7 @@ def timestep_weighting(
     At most ``most_mib`` MiB of moments are in memory (:mod:`slimdiff.passes`).
     Raises SlimdiffError for an unknown name, or a scheduler that does not tell its steps.
     """
-    name, sampling = header.timestep_weights, header.sampling
+    name, sampling = header.timestep_weights, header.sampling.calibrating
     if name not in WEIGHTS:
         raise SlimdiffError(
             f"Unknown timestep weights '{name}'; expected one of {', '.join(WEIGHTS)}."

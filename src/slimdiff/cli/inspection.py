@@ -19,11 +19,11 @@ from ..sites import free_sites, pool_parameters
 from .display import out, site_table
 from .options import (
     Opening,
+    calibration_options,
     max_moment_option,
     model_options,
     prompt_options,
     sampling_from,
-    sampling_options,
 )
 
 __all__ = ["inspect"]
@@ -32,7 +32,7 @@ __all__ = ["inspect"]
 @click.command()
 @click.argument("model")
 @prompt_options
-@sampling_options
+@calibration_options
 @model_options
 @max_moment_option
 def inspect(

@@ -24,6 +24,7 @@ from .options import (
     Budgeting,
     Opening,
     budget_options,
+    calibration_options,
     force_option,
     max_moment_option,
     method_option,
@@ -32,7 +33,6 @@ from .options import (
     prompt_options,
     rounds_option,
     sampling_from,
-    sampling_options,
     save_every_option,
     weights_option,
 )
@@ -52,7 +52,7 @@ DEFAULT_POOL = "0.6"
 @method_option
 @weights_option
 @rounds_option
-@sampling_options
+@calibration_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
 @save_every_option

@@ -23,7 +23,7 @@ from ..gathering import SAVE_EVERY
 from ..pipelines import open_pipeline, preset, resolve_device
 from ..policies import POLICIES
 from ..prompts import NUM_PROMPTS, read_prompts
-from ..sampling import Sampling
+from ..sampling import CALIBRATION_STEPS, Sampling
 from ..statistics import Statistics
 from ..store import load
 from ..weighting import WEIGHTS
@@ -32,6 +32,7 @@ __all__ = [
     "Budgeting",
     "Opening",
     "budget_options",
+    "calibration_options",
     "force_option",
     "max_moment_option",
     "method_option",
@@ -180,7 +181,25 @@ def budget_options(command: Command) -> Command:
 
 def sampling_options(command: Command) -> Command:
     """How pictures are drawn; gathered as the dict ``drawing`` of what the user gave."""
-    options = [
+    return _gathered(command, _drawing_options(), "drawing", _given)
+
+
+def calibration_options(command: Command) -> Command:
+    """How pictures are drawn, and how many steps of that calibration takes; as ``drawing``."""
+    steps = click.option(
+        "--calibration-steps",
+        type=click.IntRange(1),
+        help=f"Denoising steps of calibration. Default: --steps, {CALIBRATION_STEPS} at most.",
+    )
+    return _gathered(command, [*_drawing_options(), steps], "drawing", _given)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _drawing_options() -> list[Callable[[Command], Command]]:
+    return [
         click.option("--steps", type=click.IntRange(1), help="Denoising steps. Default: 20."),
         click.option(
             "--guidance", type=float, help="Guidance scale. Default: the pipeline's own."
@@ -194,11 +213,6 @@ def sampling_options(command: Command) -> Command:
             "--seed", type=click.IntRange(0, 2**62), help="Seed of the first prompt. Default: 0."
         ),
     ]
-
-    def gather(**given: Any) -> dict[str, Any]:
-        return {name: value for name, value in given.items() if value is not None}
-
-    return _gathered(command, options, "drawing", gather)
 
 
 method_option = click.option(

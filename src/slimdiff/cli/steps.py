@@ -28,6 +28,7 @@ from .options import (
     Budgeting,
     Opening,
     budget_options,
+    calibration_options,
     force_option,
     max_moment_option,
     method_option,
@@ -51,7 +52,7 @@ __all__ = ["apply", "calibrate", "compare", "plan"]
 @click.option("--eval-prompts", type=PATH, help="What compare will use; all --prompts calibrate.")
 @method_option
 @weights_option
-@sampling_options
+@calibration_options
 @model_options
 @click.option("--dry-run", is_flag=True, help="Print predicted time and memory, then stop.")
 @click.option("--resume", is_flag=True, help="Take what is there, also if it is complete.")
