@@ -74,14 +74,17 @@ def main(argv: list[str] | None = None) -> None:
 def markdown(answers: Answers, origin: dict[str, Any]) -> str:
     """One table a question: error over the seeds, and its ratio to the plain calibration's."""
     plain, settings, versions = origin["ranges"], origin["settings"], origin["versions"]
-    told = f"{plain['prompts']} random prompts, {plain['steps']} steps, uniform weights, no rounds"
+    changed = (
+        f"{plain['prompts']} random prompts, {plain['steps']} steps, uniform weights, no rounds"
+    )
     lines = [
         "# What calibration must look like",
         "",
         f"Embedded pipeline `{origin['model']}`, pool {plain['pool']:g}, "
         f"{settings['held_out']} held-out prompts, guidance {settings['guidance']:g}; "
         f"{origin['device']}, torch {versions['torch']}, diffusers {versions['diffusers']}. One "
-        f"thing at a time is changed of {told}. Errors are relative squared errors of the "
+        f"thing at a time is changed of {sampling}, uniform weights, no rounds. Errors are relative "
+        "squared errors of the "
         "denoiser's output, mean over the seeds (least to greatest), "
         f"{len(plain['seeds'])} of them where the prompts change, {len(plain['same_prompts'])} "
         "where they stay the same; the last column is the ratio to the plain calibration of the "
@@ -89,17 +92,19 @@ def markdown(answers: Answers, origin: dict[str, Any]) -> str:
     ]
     for question, results in answers.items():
         lines += ["", f"## {_TITLES[question]}", ""]
-        lines += [f"| {question} | prompts | error | to plain |", "|---|---|---|---|"]
+        columns = dict.fromkeys([_VARIED[question], "prompts"])
+        lines.append(f"| {' | '.join(columns)} | error | to plain |")
+        lines.append("|---|---|" + "---|" * len(columns))
         plain_ones = [r for r in results if _is_plain(r, plain)]
         base = fmean(_errors(plain_ones))
-        rows = dict.fromkeys((r[_VARIED[question]], r["prompts"]) for r in results)
-        for value, count in rows:
-            same = [r for r in results if (r[_VARIED[question]], r["prompts"]) == (value, count)]
+        for row in dict.fromkeys(tuple(r[name] for name in columns) for r in results):
+            same = [r for r in results if tuple(r[name] for name in columns) == row]
             found = _errors(same)
             spread = f"{fmean(found):.2e}"
             if len(found) > 1:
                 spread += f" ({min(found):.2e} to {max(found):.2e})"
-            lines.append(f"| {value} | {count} | {spread} | x{fmean(found) / base:.3f} |")
+            told = " | ".join(map(str, row))
+            lines.append(f"| {told} | {spread} | x{fmean(found) / base:.3f} |")
     return "\n".join(lines) + "\n"
 
 

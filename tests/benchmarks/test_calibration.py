@@ -29,6 +29,6 @@ def test_tables_give_ratios_to_the_plain_calibration():
         "ranges": asdict(replace(QUICK, prompts=4)),
     }
     text = markdown({"prompts": results}, origin)
-    assert "| 2 | 2 | 3.00e-03 (2.00e-03 to 4.00e-03) | x3.000 |" in text
-    assert "| 4 | 4 | 1.00e-03 (5.00e-04 to 1.50e-03) | x1.000 |" in text
+    assert "| 2 | 3.00e-03 (2.00e-03 to 4.00e-03) | x3.000 |" in text
+    assert "| 4 | 1.00e-03 (5.00e-04 to 1.50e-03) | x1.000 |" in text
     assert "changed of 4 random prompts, 2 steps" in text
