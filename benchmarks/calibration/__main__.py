@@ -74,17 +74,14 @@ def main(argv: list[str] | None = None) -> None:
 def markdown(answers: Answers, origin: dict[str, Any]) -> str:
     """One table a question: error over the seeds, and its ratio to the plain calibration's."""
     plain, settings, versions = origin["ranges"], origin["settings"], origin["versions"]
-    changed = (
-        f"{plain['prompts']} random prompts, {plain['steps']} steps, uniform weights, no rounds"
-    )
     lines = [
         "# What calibration must look like",
         "",
         f"Embedded pipeline `{origin['model']}`, pool {plain['pool']:g}, "
         f"{settings['held_out']} held-out prompts, guidance {settings['guidance']:g}; "
         f"{origin['device']}, torch {versions['torch']}, diffusers {versions['diffusers']}. One "
-        f"thing at a time is changed of {sampling}, uniform weights, no rounds. Errors are relative "
-        "squared errors of the "
+        f"thing at a time is changed of {plain['prompts']} random prompts, {plain['steps']} "
+        "steps, uniform weights, no rounds. Errors are relative squared errors of the "
         "denoiser's output, mean over the seeds (least to greatest), "
         f"{len(plain['seeds'])} of them where the prompts change, {len(plain['same_prompts'])} "
         "where they stay the same; the last column is the ratio to the plain calibration of the "
