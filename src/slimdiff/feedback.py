@@ -31,7 +31,7 @@ from .compression import plan_of, record_plan_
 from .denoiser import denoiser, timestep_of
 from .environment import float64, float64_device
 from .errors import SlimdiffError
-from .gains import capture_calls
+from .gains import one_call
 from .recording import Weighting
 from .sampling import batches, sample_latents
 from .shadow import shadowing
@@ -90,7 +90,7 @@ def _in_order(dense: DiffusionPipeline, stats: Statistics) -> list[tuple[str, st
         for part in site.parts
         if part.reads
     }
-    (call, *_) = capture_calls(dense, stats.header.prompts[:1], stats.header.sampling, 1)
+    call = one_call(dense, stats.header.prompts[:1], stats.header.sampling)
     seen: dict[str, None] = {}
     model = denoiser(dense)
     with ExitStack() as hooks, torch.no_grad():
