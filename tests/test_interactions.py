@@ -92,3 +92,19 @@ def test_gains_that_mislead_are_corrected(pipe, stats):
     corrected = recipe.cut(pipe, misled, budget, multiple=2)
     errors = [output_error(denoiser(p), calls) for p in (corrected, naive)]
     assert errors[0] < 0.7 * errors[1]
+
+
+def test_the_kept_plan_foretells_what_it_achieves(pipe, stats):
+    """Also where the gains that it was made of were far too small."""
+    from dataclasses import replace
+
+    from slimdiff.compression import plan_of
+    from slimdiff.statistics import Gain
+
+    small = {name: Gain(g.width, g.error * 1e-3) for name, g in stats.header.gains.items()}
+    misled = replace(stats, header=replace(stats.header, gains=small))
+    slim = recipe.cut(pipe, misled, slimdiff.Budget(pool=0.6), multiple=2)
+    achieved = output_error(denoiser(slim), gain_calls(pipe, stats.header))
+    plan = plan_of(slim)
+    assert plan is not None
+    assert not apart(plan.predicted_error, achieved)

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _STEPS = 4
-MOST_PROMPTS = 4
+MOST_PROMPTS = 8
 _LARGE = 200e6  # parameters; below that a pass a site is cheap in any case
 _RUN_SHARE = 4  # of a large model's sampling goes into the run that calls are taken from, at most
 _MAPS = 2  # evaluations that finding the maps of a large model's sites takes as long as

@@ -17,6 +17,7 @@ from .allocation import (
     allocate,
     check_budget,
     check_policy,
+    foretold,
     grid_for,
 )
 from .budget import Budget
@@ -118,7 +119,7 @@ def cut(
 
     Policy ``measured`` measures the gains anew at its first plan (:mod:`slimdiff.interactions`)
     and plans again; once more if predicted and achieved error still part. The plan that achieves
-    least on the gains' prompts is kept.
+    least on the gains' prompts is kept, and foretells what the gains measured at it say.
     """
     calls = gain_calls(pipe, stats.header)
     found: list[tuple[float, Plan, Statistics]] = []
@@ -128,12 +129,14 @@ def cut(
         slim_pipe = None  # one copy of the denoiser at a time
         slim_pipe = _slim_copy(pipe, stats, plan)
         achieved = output_error(denoiser(slim_pipe), calls)
-        found.append((achieved, plan, stats))
         agreed = corrections > 0 and not apart(plan.predicted_error, achieved)
-        if plan.policy != "measured" or not plan.removed or agreed:
-            break
-        if corrections < _CORRECTIONS:
+        final = agreed or corrections == _CORRECTIONS
+        if plan.policy == "measured" and plan.removed and not final:
             stats = with_shares(pipe, slim_pipe, stats, plan, calls)
+            found.append((achieved, foretold(plan, stats), stats))
+        else:
+            found.append((achieved, plan, stats))
+            break
     _, plan, stats = min(found, key=lambda tried: tried[0])
     if plan is found[-1][1]:
         return slim_pipe
