@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from transformers import T5Config, T5EncoderModel
 
 from slimdiff import coverage as coverage_module
-from slimdiff.cli.options import SHIPPED_POOL, pool_of
+from slimdiff.cli.calibrating import SHIPPED_POOL, pool_of
 from slimdiff.coverage import METHODS, coverage, facility_location, k_center
 from slimdiff.errors import SlimdiffError
 from slimdiff.prompts import dataset_captions, read_prompts, split

@@ -17,7 +17,8 @@ from ..files import refuse_existing, write_json
 from ..sampling import Sampling, draw
 from ..store import require_slim
 from .display import out, say
-from .options import PATH, Opening, force_option, model_options
+from .opening import Opening, model_options
+from .options import PATH, force_option
 
 __all__ = ["bench"]
 

@@ -14,8 +14,11 @@ from ..demo.studio import Studio
 from ..plan import Plan
 from ..prompts import split
 from ..store import PLAN_FILE, require_slim
+from .calibrating import pool_of
 from .display import say
-from .options import PATH, Opening, model_options, pool_of, sampling_from, sampling_options
+from .drawing import sampling_from, sampling_options
+from .opening import Opening, model_options
+from .options import PATH
 
 __all__ = ["demo"]
 

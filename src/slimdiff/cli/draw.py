@@ -14,14 +14,9 @@ from ..plan import Plan
 from ..sampling import draw
 from ..store import PLAN_FILE
 from .display import say
-from .options import (
-    PATH,
-    Opening,
-    force_option,
-    model_options,
-    sampling_from,
-    sampling_options,
-)
+from .drawing import sampling_from, sampling_options
+from .opening import Opening, model_options
+from .options import PATH, force_option
 
 __all__ = ["generate"]
 

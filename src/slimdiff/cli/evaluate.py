@@ -19,16 +19,11 @@ from ..plan import Plan
 from ..prompts import read_prompts, split
 from ..store import PLAN_FILE, require_slim
 from ..team import joined
+from .calibrating import pool_of
 from .display import out, say
-from .options import (
-    PATH,
-    Opening,
-    force_option,
-    model_options,
-    pool_of,
-    sampling_from,
-    sampling_options,
-)
+from .drawing import sampling_from, sampling_options
+from .opening import Opening, model_options
+from .options import PATH, force_option
 
 __all__ = ["evaluate"]
 

@@ -9,8 +9,10 @@ import click
 from ..calibration import finish as run_finish
 from ..locking import exclusive
 from ..statistics import Statistics
+from .calibrating import method_option
 from .display import out
-from .options import PATH, Opening, method_option, model_options
+from .opening import Opening, model_options
+from .options import PATH
 
 __all__ = ["finish"]
 

@@ -16,15 +16,10 @@ from ..estimate import estimate
 from ..grid import Grid
 from ..prices import price_lists
 from ..sites import free_sites, pool_parameters
+from .calibrating import calibration_options, max_moment_option, prompt_options
 from .display import out, site_table
-from .options import (
-    Opening,
-    calibration_options,
-    max_moment_option,
-    model_options,
-    prompt_options,
-    sampling_from,
-)
+from .drawing import sampling_from
+from .opening import Opening, model_options
 
 __all__ = ["inspect"]
 

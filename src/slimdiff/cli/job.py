@@ -18,24 +18,21 @@ from ..recipe import refuse_unreachable
 from ..recipe import slim as run_slim
 from ..store import statistics_beside, write_into
 from ..team import joined
-from .display import report_table, say, what_remains
-from .options import (
-    PATH,
-    Budgeting,
-    Opening,
-    budget_options,
+from .budgeting import Budgeting, budget_options
+from .calibrating import (
     calibration_options,
-    force_option,
     max_moment_option,
     method_option,
-    model_options,
     pool_of,
     prompt_options,
     rounds_option,
-    sampling_from,
     save_every_option,
     weights_option,
 )
+from .display import report_table, say, what_remains
+from .drawing import sampling_from
+from .opening import Opening, model_options
+from .options import PATH, force_option
 
 __all__ = ["slim"]
 

@@ -13,8 +13,10 @@ from ..files import refuse_existing, write_text
 from ..prompts import NUM_PROMPTS, dataset_captions
 from ..prompts import split as split_pool
 from ..slimset import Selection, candidates, select_prompts
+from .calibrating import pool_of
 from .display import out, say
-from .options import PATH, Opening, force_option, model_options, pool_of
+from .opening import Opening, model_options
+from .options import PATH, force_option
 
 __all__ = ["prompts"]
 

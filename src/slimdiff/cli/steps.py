@@ -22,25 +22,21 @@ from ..report import compare as run_compare
 from ..statistics import Statistics
 from ..store import PLAN_FILE, require_slim, write_into
 from ..team import joined
-from .display import out, plan_table, report_table, say, what_remains
-from .options import (
-    PATH,
-    Budgeting,
-    Opening,
-    budget_options,
+from .budgeting import Budgeting, budget_options
+from .calibrating import (
     calibration_options,
-    force_option,
     max_moment_option,
     method_option,
-    model_options,
     pool_of,
     prompt_options,
     rounds_option,
-    sampling_from,
-    sampling_options,
     save_every_option,
     weights_option,
 )
+from .display import out, plan_table, report_table, say, what_remains
+from .drawing import sampling_from, sampling_options
+from .opening import Opening, model_options
+from .options import PATH, force_option
 
 __all__ = ["apply", "calibrate", "compare", "plan"]
 

@@ -14,8 +14,11 @@ from ..prompts import read_prompts, split
 from ..statistics import Statistics
 from ..sweep import Point, clear, figure, require_matplotlib
 from ..sweep import sweep as run_sweep
+from .budgeting import Budgeting, budget_options
+from .calibrating import pool_of
 from .display import out, say
-from .options import PATH, Budgeting, Opening, budget_options, force_option, model_options, pool_of
+from .opening import Opening, model_options
+from .options import PATH, force_option
 
 __all__ = ["sweep"]
 
