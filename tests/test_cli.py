@@ -140,7 +140,9 @@ def test_dry_run_writes_nothing(place):
         cwd=place,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert re.search(r"about [\d.]+ min to calibrate .* peak memory", result.stdout)
+    assert re.search(
+        r"about [\d.]+ min to calibrate .* \d+ s closed forms, .* peak memory", result.stdout
+    )
     assert sorted(p.name for p in place.iterdir()) == before
 
 
