@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from slimdiff.errors import SlimdiffError
 from slimdiff.files import read_json, write_json, write_text
 
-from .ablation import FORMS, ablation_cells
-from .bench import Bench
+from .ablation import FORMS, ablation_cells, kind_cells
+from .bench import Bench, Cell
 from .cells import better_policy, equal_rank_cells, main_cells, run, take_known
 from .pictures import picture_scores
 from .robustness import robustness
@@ -60,17 +61,18 @@ def measure(bench: Bench) -> Findings:
         "provenance": bench.provenance,
         "cells": cells,
         "equal_ranks": equal_ranks,
-        "ablation": _ablation(bench, policies[settings.detail_pool]),
+        "kinds": _steps(bench, kind_cells(settings)),
+        "ablation": _steps(bench, ablation_cells(settings, policies[settings.detail_pool])),
         "pictures": picture_scores(bench, policies),
         "robustness": robustness(bench),
     }
 
 
-def _ablation(bench: Bench, policy: str) -> list[dict[str, Any]]:
-    steps = []
-    for label, cells in ablation_cells(bench.settings, policy):
-        steps.append({"label": label, "policy": cells[0].policy, "cells": run(bench, cells)})
-    return steps
+def _steps(bench: Bench, steps: Sequence[tuple[str, list[Cell]]]) -> list[dict[str, Any]]:
+    return [
+        {"label": label, "policy": cells[0].policy, "cells": run(bench, cells)}
+        for label, cells in steps
+    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """From the paper's method to ours, one step at a time, at one pool.
 
 The steps in ``STEPS`` keep the widths that the paper's own policy chose, so that each shows a
-closed form alone; then come measured ranks and rounds of error feedback.
+closed form alone; then come measured ranks and rounds of error feedback. ``KINDS`` keep the
+widths that ours chose and have our closed forms at one kind of site, the paper's at the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from slimdiff.decomposition import EXACT, PAPER, Basis, Method, Moments, ffn, pa
 from .bench import Cell, Forms
 from .settings import OURS, Settings
 
-__all__ = ["FORMS", "STEPS", "ablation_cells"]
+__all__ = ["FORMS", "KINDS", "STEPS", "ablation_cells", "kind_cells"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ STEPS: tuple[Step, ...] = (
     Step("ablation-moment", "+ own-moment value-output", EXACT),
 )
 
-FORMS: dict[str, Forms] = {step.method: step.forms for step in STEPS}
+KINDS: tuple[Step, ...] = tuple(
+    Step(f"ours-{kind}", f"ours at {name} only", {**PAPER, kind: EXACT[kind]})
+    for kind, name in (("qk", "query-key"), ("vo", "value-output"), ("ffn", "feed-forward"))
+)
+
+FORMS: dict[str, Forms] = {step.method: step.forms for step in STEPS + KINDS}
 
 
 def ablation_cells(settings: Settings, policy: str) -> list[tuple[str, list[Cell]]]:
@@ -70,6 +76,20 @@ def ablation_cells(settings: Settings, policy: str) -> list[tuple[str, list[Cell
     return [
         ("paper", cells("paper", policy)),
         *((step.label, cells(step.method, policy, "paper")) for step in STEPS),
-        ("+ measured ranks (ours)", cells(*OURS)),
+        (f"+ measured ranks, multiples of {settings.our_multiple} (ours)", cells(*OURS)),
         (f"+ rounds ({rounds})", [replace(cell, rounds=rounds) for cell in cells(*OURS)]),
+    ]
+
+
+def kind_cells(settings: Settings) -> list[tuple[str, list[Cell]]]:
+    """Label and cells of the paper's forms at our widths, with ours at no, one and every kind."""
+    method, policy = OURS
+    pool, seeds = settings.detail_pool, settings.seeds
+    return [
+        ("the paper's forms", [Cell("paper", policy, pool, seed, method) for seed in seeds]),
+        *(
+            (step.label, [Cell(step.method, policy, pool, seed, method) for seed in seeds])
+            for step in KINDS
+        ),
+        ("ours at all", [Cell(method, policy, pool, seed) for seed in seeds]),
     ]

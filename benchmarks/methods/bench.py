@@ -12,18 +12,21 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from slimdiff import Budget, Plan, Statistics, calibrate, compress_, families, finish
+from slimdiff.allocation import SHAPES
 from slimdiff.compression import plan_of
 from slimdiff.decomposition import METHODS, Basis, Method
 from slimdiff.denoiser import denoiser, fingerprint
 from slimdiff.environment import device_name, versions
 from slimdiff.errors import SlimdiffError
 from slimdiff.files import read_json, write_json, write_tensors
+from slimdiff.gains import MOST_PROMPTS, gain_calls
 from slimdiff.pipelines import EMOJI, open_pipeline, preset
 from slimdiff.prompts import read_prompts
 from slimdiff.recipe import copy_pipeline, cut
 from slimdiff.sampling import IndexedPrompt, Sampling
 from slimdiff.sites import Site, pool_parameters
 from slimdiff.surgery import cut_site_, reader_weights
+from slimdiff.token_sampling import SHARE
 
 from .measure import Reference, record
 from .peers import PEERS, Moments
@@ -98,6 +101,12 @@ class Bench:
         return {
             "settings": self.settings.to_dict(),
             "sampling": self.sampling.to_dict(),
+            "defaults": {
+                "calibration_steps": self.sampling.calibrating.steps,
+                "tokens": SHARE,
+                "gain_prompts": MOST_PROMPTS,
+                "shapes": SHAPES,
+            },
             "model": EMOJI,
             "fingerprint": fingerprint(model),
             "parameters": model.num_parameters(),
@@ -153,6 +162,16 @@ class Bench:
             self._moments[peer, seed] = load_file(path)
         return self._moments[peer, seed]
 
+    def prices(self, peer: str, seed: int) -> dict[str, float]:
+        """What a peer's units cost, measured once a seed on the calls that our gains are from."""
+        path, measured = self.work / "prices" / f"{peer}-{seed}.json", PEERS[peer].measured
+        assert measured is not None
+        if not path.exists():
+            calls = gain_calls(self.dense, self.statistics("exact", seed).header)
+            moments = self.moments(peer, seed)
+            write_json(path, measured.price(denoiser(self.dense), self.sites, moments, calls))
+        return read_json(path, "benchmark result")
+
     def plan(self, cell: Cell) -> Plan:
         """The widths of a cell of ours or of the paper's, as slimdiff's own recipe finds them."""
         method = cell.ranks or cell.method
@@ -190,11 +209,14 @@ class Bench:
         return pipe, denoiser(pipe).num_parameters()
 
     def _slim_by_peer(self, cell: Cell) -> tuple[DiffusionPipeline, int]:
-        pipe = copy_pipeline(self.dense)
-        generator = torch.Generator().manual_seed(cell.seed)
+        pipe, peer = copy_pipeline(self.dense), PEERS[cell.method]
         moments = self.moments(cell.method, cell.seed)
-        slim_ = PEERS[cell.method].slim_
-        left = slim_(denoiser(pipe), self.sites, moments, cell.pool, generator)
+        slimming = denoiser(pipe), self.sites, moments, cell.pool
+        if cell.policy == "measured":
+            assert peer.measured is not None
+            left = peer.measured.slim_(*slimming, self.prices(cell.method, cell.seed))
+        else:
+            left = peer.slim_(*slimming, torch.Generator().manual_seed(cell.seed))
         kept = self.pool_kept(left)
         if not 0.99 * cell.pool <= kept <= cell.pool:
             raise SlimdiffError(
@@ -238,10 +260,11 @@ class Bench:
     def refuse_other(self, provenance: Mapping[str, Any], place: str) -> None:
         """Raise SlimdiffError if results from ``place`` are of another model or other settings.
 
-        Seeds stand beside each other: some may be measured first and others later.
+        Seeds stand beside each other: some may be measured first and others later. slimdiff's own
+        defaults count as settings.
         """
         there, here = (
-            {**p["settings"], "seeds": None, "model": p["fingerprint"]}
+            {**p["settings"], **p.get("defaults", {}), "seeds": None, "model": p["fingerprint"]}
             for p in (provenance, self.provenance)
         )
         differ = [name for name, value in here.items() if there.get(name) != value]

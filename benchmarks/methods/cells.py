@@ -46,6 +46,8 @@ def main_cells(settings: Settings) -> list[Cell]:
             for name, peer in PEERS.items():
                 if peer.seeded or seed == settings.seeds[0]:
                     cells.append(Cell(name, "uniform", pool, seed))
+                if peer.measured is not None:
+                    cells.append(Cell(name, "measured", pool, seed))
     return cells
 
 
@@ -75,7 +77,7 @@ def take_known(bench: Bench, results: dict[str, Any]) -> None:
     Raises SlimdiffError if that run was of another model or other settings.
     """
     bench.refuse_other(results["provenance"], "results.json")
-    steps = (step["cells"] for step in results["ablation"])
+    steps = (step["cells"] for step in results["kinds"] + results["ablation"])
     for cells in (results["cells"], results["equal_ranks"], *steps):
         for name, found in cells.items():
             once(bench.work / "cells" / f"{name}.json", lambda found=found: found)

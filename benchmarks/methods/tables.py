@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +13,7 @@ from .settings import OURS, Settings
 __all__ = ["Findings", "markdown", "plot_errors"]
 
 Findings = dict[str, Any]
-"""``cells``, ``equal_ranks``, ``ablation``, ``pictures``, ``robustness`` and ``provenance``."""
+"""What ``python -m benchmarks.methods`` found, by the names of the tables, and ``provenance``."""
 
 _OURS = " ".join(OURS)
 
@@ -40,6 +40,7 @@ def markdown(found: Findings, settings: Settings) -> str:
         *_kept_table(found["cells"], settings),
         *_predicted(found["cells"], settings),
         *_equal_ranks(found, settings),
+        *_kinds(found["kinds"], settings),
         *_ablation(found["ablation"], settings),
         *_pictures(found["pictures"], settings),
         *_robustness(found["robustness"], settings),
@@ -132,17 +133,33 @@ def _equal_ranks(found: Findings, settings: Settings) -> list[str]:
     return _table("Equal ranks: both at the widths that ours chose", header, lines)
 
 
+def _kinds(steps: Sequence[dict[str, Any]], settings: Settings) -> list[str]:
+    lines, paper = [], None
+    for label, errors in _by_step(steps):
+        paper = paper or fmean(errors)
+        lines.append([label, _spread(errors), _ratio(fmean(errors), paper)])
+    title = (
+        f"Equal ranks, kind by kind: at the widths that ours chose, pool {settings.detail_pool:g}"
+    )
+    return _table(
+        title, ["closed forms", "error of the denoiser's output", "to the paper's"], lines
+    )
+
+
 def _ablation(steps: Sequence[dict[str, Any]], settings: Settings) -> list[str]:
     lines, before = [], None
-    for step in steps:
-        errors = [result["noise_rel_mse"] for result in step["cells"].values()]
-        mean = fmean(errors)
-        change = "" if before is None else _ratio(before, mean)
-        lines.append([step["label"], _spread(errors), change])
-        before = mean
+    for label, errors in _by_step(steps):
+        change = "" if before is None else _ratio(before, fmean(errors))
+        lines.append([label, _spread(errors), change])
+        before = fmean(errors)
     title = f"From the paper's method ({steps[0]['policy']} ranks) to ours, pool "
     header = ["step", "error of the denoiser's output", "less by"]
     return _table(f"{title}{settings.detail_pool:g}", header, lines)
+
+
+def _by_step(steps: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[float]]]:
+    for step in steps:
+        yield step["label"], [result["noise_rel_mse"] for result in step["cells"].values()]
 
 
 def _pictures(pools: dict[str, dict[str, Any]], settings: Settings) -> list[str]:

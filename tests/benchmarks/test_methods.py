@@ -9,12 +9,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.methods.ablation import FORMS, STEPS, ablation_cells, paper_span
+from benchmarks.methods.ablation import (
+    FORMS,
+    KINDS,
+    STEPS,
+    ablation_cells,
+    kind_cells,
+    paper_span,
+)
 from benchmarks.methods.bench import Bench, Cell
 from benchmarks.methods.cells import better_policy, equal_rank_cells, main_cells, once, take_known
 from benchmarks.methods.grid import method_grid
 from benchmarks.methods.measure import errors, record
-from benchmarks.methods.peers import PEERS, magnitude, obs, svd
+from benchmarks.methods.peers import PEERS, magnitude, obs, obs_measured, svd
 from benchmarks.methods.peers.channels import keep_channels_
 from benchmarks.methods.peers.moments import input_moments
 from benchmarks.methods.peers.pool import Width, shared_out, spendable, used
@@ -32,6 +39,7 @@ from tiny import tiny_pipeline
 from slimdiff import Sampling, SlimdiffError
 from slimdiff.decomposition import PAPER, paper
 from slimdiff.families.blocks import shared_block_sites
+from slimdiff.gains import Call
 from slimdiff.linalg import damped
 from slimdiff.recipe import copy_pipeline
 from slimdiff.sites import pool_parameters
@@ -240,6 +248,61 @@ def test_surgeon_takes_whole_heads_from_all_projections():
     assert model is not slim
 
 
+@given(SHARES)
+def test_surgeon_with_prices_keeps_no_more_than_was_asked(share):
+    model, _, sites, moments = dense()
+    slim = copy.deepcopy(model)
+    left = obs_measured.slim_(slim, sites, moments, share, dict.fromkeys(_units(sites), 1.0))
+    whole = sum(p.numel() for p in model.parameters())
+    assert left - (whole - pool_parameters(sites)) <= share * pool_parameters(sites) + 1e-6
+
+
+def test_surgeon_with_prices_spares_what_is_dear():
+    model, _, sites, moments = dense()
+    for name in _units(sites):
+        slim = copy.deepcopy(model)
+        prices = {unit: 1e6 if unit == name else 1e-3 for unit in _units(sites)}
+        obs_measured.slim_(slim, sites, moments, 0.7, prices)
+        for part in (p for s in sites if s.name == name or s.module == name for p in s.parts):
+            assert torch.equal(
+                slim.get_submodule(part.linear).weight, model.get_submodule(part.linear).weight
+            )
+
+
+def test_prices_are_the_outputs_error_with_one_unit_pruned_to_half():
+    model, inputs, sites, moments = dense()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        wanted = model(**inputs).sample
+    prices = obs_measured.price(model, sites, moments, [Call((), inputs, wanted)])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert set(prices) == set(_units(sites))
+    site = next(s for s in sites if s.kind == "ffn")
+    cut = copy.deepcopy(model)
+    (down,) = (cut.get_submodule(p.linear) for p in site.role("down"))
+    pruned = obs.prune(down.weight, moments[site.role("down")[0].linear], 1, site.width // 2)
+    with torch.no_grad():
+        down.weight.copy_(pruned.weight)
+        error = (cut(**inputs).sample - wanted).square().sum() / wanted.square().sum()
+    assert prices[site.name] == pytest.approx(float(error), rel=1e-6)
+
+
+@given(seeds)
+def test_surgeons_curve_is_the_error_at_every_count(seed):
+    weight, hessian = normal(seed, 4, 6), gram(samples(seed, 30, 6))
+    costs = obs.prune(weight, hessian, 1, 1).costs
+    curve = obs_measured.curve_of(costs)
+    h = damped(hessian, obs.DAMPING)
+    for keep in range(1, 7):
+        lost = weight - obs.prune(weight, hessian, 1, keep).weight
+        wanted = float((lost @ h * lost).sum())
+        assert float(curve[keep - 1]) == pytest.approx(wanted, rel=1e-7, abs=1e-12)
+
+
+def _units(sites):
+    return [*obs.attentions(sites), *obs.neurons(sites)]
+
+
 # SVD-LLM
 
 
@@ -339,7 +402,9 @@ def test_cells_have_names_of_their_own_and_magnitude_one_seed():
     cells = main_cells(FULL) + equal_rank_cells(FULL)
     assert len({cell.name for cell in cells}) == len(cells)
     assert {c.seed for c in cells if c.method == "magnitude"} == {0}
-    assert len(main_cells(QUICK)) == 10
+    assert len(main_cells(QUICK)) == 11
+    measured = {c.method for c in cells if c.policy == "measured"}
+    assert measured == {"exact", "paper", "obs"}
 
 
 def test_ablation_goes_from_the_paper_to_ours():
@@ -351,7 +416,16 @@ def test_ablation_goes_from_the_paper_to_ours():
     for before, after in zip(changed, changed[1:], strict=False):
         assert any(before[kind] is not after[kind] for kind in before)
     assert steps[-1][1][0].name == "exact-measured-1-rounds-0.6-0"
-    assert set(FORMS) == {cells[0].method for _, cells in steps[1:-2]}
+    assert set(FORMS) == {cells[0].method for _, cells in steps[1:-2]} | {k.method for k in KINDS}
+
+
+def test_kinds_are_ours_one_at_a_time_at_equal_ranks():
+    first, *ones, last = (cells for _, cells in kind_cells(QUICK))
+    assert first == equal_rank_cells(QUICK)
+    assert last == [Cell("exact", "measured", 0.6, 0)]
+    assert {cells[0].ranks for cells in ones} == {"exact"}
+    for step, kind in zip(KINDS, ("qk", "vo", "ffn"), strict=True):
+        assert {k for k in PAPER if step.forms[k] is not PAPER[k]} == {kind}
 
 
 @given(seeds)
@@ -407,6 +481,7 @@ def test_known_cells_are_taken_and_those_of_other_settings_refused(bench):
         "provenance": bench.provenance,
         "cells": {"first": {"noise_rel_mse": 1.0}},
         "equal_ranks": {"second": {"noise_rel_mse": 2.0}},
+        "kinds": [],
         "ablation": [{"label": "paper", "cells": {"third": {"noise_rel_mse": 3.0}}}],
     }
     take_known(bench, known)
@@ -415,6 +490,9 @@ def test_known_cells_are_taken_and_those_of_other_settings_refused(bench):
         assert kept == {"noise_rel_mse": error}
     known["provenance"] = {**bench.provenance, "fingerprint": "0"}
     with pytest.raises(SlimdiffError, match="'results.json' holds results with other model"):
+        take_known(bench, known)
+    known["provenance"] = {**bench.provenance, "defaults": {}}
+    with pytest.raises(SlimdiffError, match="with other calibration_steps, tokens, gain_prompts"):
         take_known(bench, known)
 
 
@@ -484,6 +562,10 @@ def test_tables_hold_every_method_and_every_step():
             },
             "cells": results,
             "equal_ranks": equal,
+            "kinds": [
+                {"label": "theirs", "cells": {"a": {"noise_rel_mse": 2e-3}}},
+                {"label": "one of ours", "cells": {"a": {"noise_rel_mse": 1.5e-3}}},
+            ],
             "ablation": [
                 {
                     "label": label,
@@ -501,4 +583,5 @@ def test_tables_hold_every_method_and_every_step():
         assert word in text
     assert "2.00e-03 (1.00e-03 to 3.00e-03) x1 |" in text
     assert "| x2 |" in text
+    assert "| one of ours | 1.50e-03 | x0.75 |" in text
     assert "| 2.50 (1.25 to 3.75) |" in text  # achieved to predicted

@@ -36,7 +36,17 @@ from .channels import keep_channels_, linear_of
 from .moments import Moments, input_moments
 from .pool import Width, parameters_left, shared_out, spendable, used
 
-__all__ = ["Pruned", "gather", "prune", "slim_"]
+__all__ = [
+    "Pruned",
+    "attentions",
+    "gather",
+    "group_size",
+    "neurons",
+    "prune",
+    "slim_",
+    "slim_group_",
+    "width_of",
+]
 
 DAMPING = 0.01
 
@@ -83,21 +93,21 @@ def slim_(
 ) -> int:
     """Remove heads, then neurons, and update what reads them; returns the parameters left."""
     limit = spendable(sites, share)
-    attentions, neurons = _attentions(sites), _neurons(sites)
-    heads = {name: _width(members) for name, members in attentions.items()}
+    heads_of, neurons_of = attentions(sites), neurons(sites)
+    heads = {name: width_of(members) for name, members in heads_of.items()}
     both = used(heads, {n: int(w.full) for n, w in heads.items()})
-    whole = both + used(neurons, {n: int(w.full) for n, w in neurons.items()})
+    whole = both + used(neurons_of, {n: int(w.full) for n, w in neurons_of.items()})
     kept_heads = shared_out(
-        heads, limit * both // whole, _worth(model, attentions, moments, limit / whole)
+        heads, limit * both // whole, _worth(model, heads_of, moments, limit / whole)
     )
     # Heads are coarse: neurons take up what rounding heads down left.
-    kept_neurons = shared_out(neurons, limit - used(heads, kept_heads))
-    for name, members in attentions.items():
-        _slim_group_(model, members, moments, kept_heads[name])
+    kept_neurons = shared_out(neurons_of, limit - used(heads, kept_heads))
+    for name, members in heads_of.items():
+        slim_group_(model, members, moments, kept_heads[name])
     for site in free_sites(sites):
         if site.kind == "ffn":
-            _slim_group_(model, [site], moments, kept_neurons[site.name])
-    return parameters_left(model, sites, used(heads, kept_heads) + used(neurons, kept_neurons))
+            slim_group_(model, [site], moments, kept_neurons[site.name])
+    return parameters_left(model, sites, used(heads, kept_heads) + used(neurons_of, kept_neurons))
 
 
 def gather(
@@ -134,7 +144,7 @@ def _remove_(weight: Tensor, inverse: Tensor, group: slice) -> None:
     inverse[:, group] = 0
 
 
-def _attentions(sites: Sequence[Site]) -> dict[str, list[Site]]:
+def attentions(sites: Sequence[Site]) -> dict[str, list[Site]]:
     """The value-output site and, where it is unlocked, the query-key site of each attention."""
     found: dict[str, list[Site]] = {}
     for site in free_sites(sites):
@@ -146,7 +156,8 @@ def _attentions(sites: Sequence[Site]) -> dict[str, list[Site]]:
     return found
 
 
-def _neurons(sites: Sequence[Site]) -> dict[str, Width]:
+def neurons(sites: Sequence[Site]) -> dict[str, Width]:
+    """The feed-forward layers, counted in neurons."""
     return {
         site.name: Width(site.width, site.parameters(1))
         for site in free_sites(sites)
@@ -154,17 +165,17 @@ def _neurons(sites: Sequence[Site]) -> dict[str, Width]:
     }
 
 
-def _width(members: Sequence[Site]) -> Width:
+def width_of(members: Sequence[Site]) -> Width:
     """An attention counted in heads."""
     return Width(members[0].heads, sum(s.parameters() for s in members) // members[0].heads)
 
 
 def _worth(
-    model: nn.Module, attentions: dict[str, list[Site]], moments: Moments, share: float
+    model: nn.Module, heads_of: dict[str, list[Site]], moments: Moments, share: float
 ) -> dict[str, float]:
     """What rounding down would cost each attention, relative to the energy of its output."""
     found = {}
-    for name, members in attentions.items():
+    for name, members in heads_of.items():
         part = members[0].role("output")[0]
         weight = linear_of(model, part).weight.detach().double()
         hessian = moments[part.linear].to(weight)
@@ -176,19 +187,19 @@ def _worth(
 
 
 @torch.no_grad()
-def _slim_group_(model: nn.Module, members: Sequence[Site], moments: Moments, keep: int) -> None:
+def slim_group_(model: nn.Module, members: Sequence[Site], moments: Moments, keep: int) -> None:
     """Keep ``keep`` groups of the inputs of the first member's reader, and what feeds them."""
     (part,) = (part for part in members[0].parts if part.reads)
     linear = linear_of(model, part)
     moment = moments[part.linear].to(linear.weight.device)
-    pruned = prune(linear.weight, moment, _group_size(members[0]), keep)
+    pruned = prune(linear.weight, moment, group_size(members[0]), keep)
     linear.weight.copy_(pruned.weight)
     for site in members:
-        size = _group_size(site)
+        size = group_size(site)
         within = torch.arange(size, device=pruned.kept.device)
         keep_channels_(model, site, (pruned.kept[:, None] * size + within).flatten())
 
 
-def _group_size(site: Site) -> int:
+def group_size(site: Site) -> int:
     """Channels that leave together: a head's, or one neuron."""
     return 1 if site.kind == "ffn" else site.width
