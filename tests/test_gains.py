@@ -14,7 +14,7 @@ from tiny import tiny_pipeline
 import slimdiff
 from slimdiff import gains
 from slimdiff.decomposition import EXACT
-from slimdiff.denoiser import denoiser
+from slimdiff.denoiser import denoiser, timestep_of
 from slimdiff.families.blocks import shared_block_sites
 from slimdiff.gains import gain_calls, grouped, output_error
 from slimdiff.sites import free_sites
@@ -101,3 +101,12 @@ def test_a_small_model_gets_a_pass_a_site_however_little_was_sampled(pipe):
     extent = gains._extent(stats.header)
     assert (extent.prompts, extent.steps) == (1, 2)
     assert extent.passes == len(free_sites(stats.header.sites))
+
+
+@pytest.mark.parametrize(("steps", "asked"), [(2, 4), (3, 4), (4, 4), (4, 2)])
+def test_calls_are_of_as_many_steps_as_asked_or_all_there_are(pipe, steps, asked):
+    sampling = replace(SAMPLING, steps=steps)
+    calls = gains.capture_calls(pipe, [(0, "a")], sampling, asked)
+    seen = [float(timestep_of(call.args, call.kwargs)) for call in calls]
+    assert len(set(seen)) == min(steps, asked)
+    assert seen == sorted(seen, reverse=True)

@@ -94,22 +94,37 @@ def test_gains_that_mislead_are_corrected(pipe, stats):
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_the_first_plan_if_kept_foretells_what_it_achieves(pipe, stats, monkeypatch):
+@pytest.mark.parametrize("prompts", [4, 48])
+def test_the_kept_plan_foretells_what_it_achieves_on_other_prompts(pipe, prompts):
     """Also where the gains that it was made of were far too small."""
     from dataclasses import replace
-    from itertools import count
 
     from slimdiff.compression import plan_of
+    from slimdiff.forecast import forecast_prompts
+    from slimdiff.gains import capture_calls, gain_prompts
     from slimdiff.statistics import Gain
 
+    stats = slimdiff.calibrate(pipe, [f"thing {i}" for i in range(prompts)], sampling=SAMPLING)
     small = {name: Gain(g.width, g.error * 1e-3) for name, g in stats.header.gains.items()}
     misled = replace(stats, header=replace(stats.header, gains=small))
-    worse = count(1.0)
-    monkeypatch.setattr(recipe, "output_error", lambda *_: next(worse))
     slim = recipe.cut(pipe, misled, slimdiff.Budget(pool=0.6), multiple=2)
-    plan, first = plan_of(slim), slimdiff.allocate(misled, slimdiff.Budget(pool=0.6), multiple=2)
+    plan, seen = plan_of(slim), forecast_prompts(stats.header)
     assert plan is not None
-    assert dict(plan.widths) == dict(first.widths)
-    achieved = output_error(denoiser(slim), gain_calls(pipe, stats.header))
-    assert not apart(plan.predicted_error, achieved)
-    assert apart(first.predicted_error, achieved)
+    assert seen[: len(gain_prompts(stats.header))] == tuple(gain_prompts(stats.header))
+    assert len(seen) == max(len(gain_prompts(stats.header)), prompts // 8)
+    calls = capture_calls(pipe, seen, SAMPLING, 4)
+    achieved = output_error(denoiser(slim), calls)
+    assert plan.predicted_error == pytest.approx(achieved, rel=1e-6)
+    if prompts < 8:  # none unseen to foretell by
+        return
+    others = capture_calls(pipe, [(900 + i, f"other {i}") for i in range(8)], SAMPLING, 4)
+    assert not apart(plan.predicted_error, output_error(denoiser(slim), others))
+
+
+def test_plans_of_other_policies_keep_what_was_predicted(pipe, stats):
+    from slimdiff.compression import plan_of
+
+    budget = slimdiff.Budget(pool=0.6)
+    slim = recipe.cut(pipe, stats, budget, multiple=2, policy="uniform")
+    wanted = slimdiff.allocate(stats, budget, multiple=2, policy="uniform")
+    assert plan_of(slim) == wanted

@@ -23,7 +23,6 @@ __all__ = [
     "allocate",
     "check_budget",
     "check_policy",
-    "foretold",
     "grid_for",
     "kept_shares",
     "least",
@@ -230,12 +229,6 @@ ERRORS: dict[str, Callable[[Statistics, str, int], float]] = {
     "ara": spectral_error,
     "measured": predicted_error,
 }
-
-
-def foretold(plan: Plan, stats: Statistics) -> Plan:
-    """``plan`` with the error of each of its sites predicted anew, by the gains of ``stats``."""
-    predicted = {name: predicted_error(stats, name, width) for name, width in plan.widths.items()}
-    return replace(plan, predicted=predicted)
 
 
 def reprice(plan: Plan, stats: Statistics) -> Plan:

@@ -138,7 +138,7 @@ def _stretches(sites: Sequence[Site], count: int) -> list[list[Site]]:
 
 
 def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
-    """Dense calls to measure gains on, at a few timesteps of one batch of ``gain_prompts``."""
+    """Dense calls to measure gains on, at a few timesteps of ``gain_prompts``."""
     extent = _extent(header)
     sampling = replace(header.sampling.calibrating, steps=extent.run)
     return capture_calls(pipe, gain_prompts(header), sampling, extent.steps)
@@ -147,7 +147,8 @@ def gain_calls(pipe: DiffusionPipeline, header: Header) -> list[Call]:
 def gain_prompts(header: Header) -> Sequence[IndexedPrompt]:
     """Prompts that the sums have not seen, if there are any.
 
-    So many that one pass a site evaluates the denoiser at most as often as calibration did.
+    So many that one pass a site evaluates the denoiser at most as often as calibration did,
+    ``MOST_PROMPTS`` at most.
     """
     return (header.gain_prompts or header.prompts)[: _extent(header).prompts]
 
@@ -209,7 +210,8 @@ def capture_calls(
             sample_latents(pipe, batch, sampling)
     finally:
         handle.remove()
-    wanted = {int((i + 0.5) * len(order) / steps) for i in range(min(steps, len(order)))}
+    count = min(steps, len(order))
+    wanted = {int((i + 0.5) * len(order) / count) for i in range(count)}
     return [call for index in sorted(wanted) for call in calls[index]]
 
 

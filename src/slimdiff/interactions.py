@@ -6,8 +6,8 @@ order ``e = sum_s e_s``, so that
     error(plan) = |e|^2 / |out|^2 = sum_s <e_s, e> / |out|^2,
 
 and ``<e_s, e>`` is site s's fair share: its own error plus half of all it has in common with the
-others. Where prediction and measurement part, gains are measured anew as these shares, at the
-planned widths. Ours; the paper has no counterpart.
+others. Gains are measured anew as these shares, at the widths of a first plan, and again where the
+second one's prediction and its measurement part. Ours; the paper has no counterpart.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .surgery import trial
 __all__ = ["TOLERANCE", "apart", "with_shares"]
 
 TOLERANCE = 1.5
-"""How far prediction and achievement may part, as a ratio, before gains are measured anew."""
+"""How far prediction and achievement may part, as a ratio, before gains are measured once more."""
 
 _LEAST_SHARE = 0.1
 
@@ -61,7 +61,7 @@ def with_shares(
     check_statistics(dense, stats)
     model, forms = denoiser(dense), METHODS[stats.header.method]
     place = float64_device(model.device)
-    energy = sum(float(float64(call.output).square().sum()) for call in calls)
+    energy = max(sum(float(float64(call.output).square().sum()) for call in calls), 1e-300)
     total = _errors(denoiser(slim), calls)
     gains = dict(stats.header.gains)
     cut = [s for s in stats.header.sites if plan.widths.get(s.name, s.width) < s.width]

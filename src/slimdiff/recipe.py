@@ -17,18 +17,18 @@ from .allocation import (
     allocate,
     check_budget,
     check_policy,
-    foretold,
     grid_for,
 )
 from .budget import Budget
 from .calibration import calibrate
 from .classes import class_names
-from .compression import compress_
+from .compression import compress_, record_plan_
 from .cost import mac_prices
 from .deadline import Clock, plan_in_time, start_clock
 from .denoiser import component, denoiser, dtype_name, refuse_slim
 from .errors import SlimdiffError
 from .feedback import repair_
+from .forecast import forecast
 from .gains import gain_calls, output_error
 from .gathering import SAVE_EVERY
 from .interactions import apart, with_shares
@@ -119,29 +119,30 @@ def cut(
 
     Policy ``measured`` measures the gains anew at its first plan (:mod:`slimdiff.interactions`)
     and plans again; once more if predicted and achieved error still part. The plan that achieves
-    least on the gains' prompts is kept, and foretells what the gains measured at it say.
+    least on the gains' prompts is kept, and its total measured on more (:mod:`slimdiff.forecast`).
     """
+    plan, clock = decide(pipe, stats, budget, clock=clock, **options)
+    slim_pipe: Any = _slim_copy(pipe, stats, plan)
+    if plan.policy != "measured" or not plan.removed:
+        return slim_pipe
     calls = gain_calls(pipe, stats.header)
-    found: list[tuple[float, Plan, Statistics]] = []
-    slim_pipe: Any = None
-    for corrections in range(1 + _CORRECTIONS):
+    achieved = output_error(denoiser(slim_pipe), calls)
+    found = [(achieved, plan, stats)]
+    for corrections in range(_CORRECTIONS):
+        if corrections and not apart(plan.predicted_error, achieved):
+            break
+        stats = with_shares(pipe, slim_pipe, stats, plan, calls)
         plan, clock = decide(pipe, stats, budget, clock=clock, **options)
         slim_pipe = None  # one copy of the denoiser at a time
         slim_pipe = _slim_copy(pipe, stats, plan)
         achieved = output_error(denoiser(slim_pipe), calls)
-        agreed = corrections > 0 and not apart(plan.predicted_error, achieved)
-        final = agreed or corrections == _CORRECTIONS
-        if plan.policy == "measured" and plan.removed and not final:
-            stats = with_shares(pipe, slim_pipe, stats, plan, calls)
-            found.append((achieved, foretold(plan, stats), stats))
-        else:
-            found.append((achieved, plan, stats))
-            break
-    _, plan, stats = min(found, key=lambda tried: tried[0])
-    if plan is found[-1][1]:
-        return slim_pipe
-    slim_pipe = None
-    return _slim_copy(pipe, stats, plan)
+        found.append((achieved, plan, stats))
+    _, best, stats = min(found, key=lambda tried: tried[0])
+    if best is not plan:
+        slim_pipe = None
+        slim_pipe = _slim_copy(pipe, stats, best)
+    record_plan_(slim_pipe, forecast(pipe, slim_pipe, stats.header, best))
+    return slim_pipe
 
 
 def _slim_copy(pipe: DiffusionPipeline, stats: Statistics, plan: Plan) -> DiffusionPipeline:
